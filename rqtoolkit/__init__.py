@@ -1,0 +1,33 @@
+"""Residual quantization for vectors of any modality, and transformers over the codes.
+
+The public names are imported on first use, so that `rqtool --help` loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rqtoolkit.estimators import ResidualKMeans
+    from rqtoolkit.quantizers import ResidualQuantizer
+    from rqtoolkit.transformer import RQTransformer
+
+__all__ = ["RQTransformer", "ResidualKMeans", "ResidualQuantizer", "__version__"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "RQTransformer": "rqtoolkit.transformer",
+    "ResidualKMeans": "rqtoolkit.estimators",
+    "ResidualQuantizer": "rqtoolkit.quantizers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rqtoolkit' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

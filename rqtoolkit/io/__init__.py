@@ -1,0 +1,1 @@
+"""Artifacts, vectors and codes on disk: arrays and headers, knows no class."""
