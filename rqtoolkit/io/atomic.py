@@ -1,0 +1,83 @@
+"""Outputs that appear whole or not at all."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rqtoolkit.errors import ArtifactError
+
+__all__ = ["atomic_folder", "atomic_path"]
+
+
+def _temporary(path: Path) -> Path:
+    # The suffix stays last: np.save and matplotlib choose the format by it.
+    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+
+
+def _check_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ArtifactError(
+            f"output: {path} cannot be written; got no folder {path.parent}. Make it first."
+        )
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, renamed to it when the block ends without an exception.
+
+    An existing file stays as it was until then. After any exception, Ctrl-C included, the temporary
+    file is removed.
+
+    Args:
+        path: File to write; its folder has to exist.
+
+    Raises:
+        ArtifactError: If the folder is missing, or `path` is a folder.
+
+    Example:
+        >>> with atomic_path("codes.npy") as temporary:
+        ...     np.save(temporary, codes)
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ArtifactError(f"output: {path} is a folder; got a file to write. Name a file in it.")
+    _check_parent(path)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # otherwise a power cut may leave an empty file, renamed
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, renamed to it when the block ends without exception.
+
+    Nothing is ever replaced: `path` has to be new or an empty folder. After any exception, Ctrl-C
+    included, the temporary folder is removed with all that is in it.
+
+    Args:
+        path: Folder to make; its parent has to exist.
+
+    Raises:
+        ArtifactError: If the parent is missing, or `path` exists and is not an empty folder.
+    """
+    path = Path(path)
+    _check_parent(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ArtifactError(
+            f"output: folder {path} exists and is not empty. Choose another, or remove it first."
+        )
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
