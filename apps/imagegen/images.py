@@ -1,0 +1,117 @@
+"""Sets of uint8 images, and the way to and from the floats that networks see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rqtoolkit.errors import DataError, ShapeError
+
+__all__ = ["ImageSet", "to_float", "to_uint8"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with their classes, where they have any.
+
+    Attributes:
+        images: Shape (N, H, W, C), uint8, C is 1 or 3.
+        labels: Class of each image, shape (N,), int64; None for images without classes.
+        class_names: One name a class, in the order of the labels; None without classes.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not fit together."""
+        images, labels = self.images, self.labels
+        if images.ndim != 4 or images.shape[3] not in (1, 3):
+            raise ShapeError(
+                f"ImageSet: images must be (N, H, W, C) with C 1 or 3; got shape {images.shape}. "
+                "Add the channel axis with images[..., None]."
+            )
+        if images.dtype != np.uint8:
+            raise DataError(
+                f"ImageSet: images must be uint8; got {images.dtype}. "
+                "Convert images in [-1, 1] with to_uint8."
+            )
+        if labels is None:
+            return
+        if labels.shape != (len(images),):
+            raise ShapeError(
+                f"ImageSet: labels must be one for each of {len(images)} images; "
+                f"got shape {labels.shape}. Drop what has no partner."
+            )
+        if labels.dtype != np.int64:
+            raise DataError(
+                f"ImageSet: labels must be int64; got {labels.dtype}. Use labels.astype('int64')."
+            )
+        if self.class_names is None or (
+            len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names)
+        ):
+            raise DataError(
+                f"ImageSet: class_names={self.class_names} does not name every label; got labels "
+                f"{np.unique(labels).tolist()[:20]}. Number the classes from 0 and name each."
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.images.shape[1], self.images.shape[2]
+
+    @property
+    def channels(self) -> int:
+        """1 for greyscale, 3 for RGB."""
+        return self.images.shape[3]
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, None without labels."""
+        return None if self.class_names is None else len(self.class_names)
+
+    def subset(self, rows: np.ndarray | slice) -> ImageSet:
+        """Return the images of these rows with their labels."""
+        labels = None if self.labels is None else self.labels[rows]
+        return ImageSet(self.images[rows], labels, self.class_names)
+
+
+def to_float(images: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Convert uint8 images (N, H, W, C) to float32 (N, C, H, W) in [-1, 1].
+
+    Raises:
+        ShapeError: If images does not have four axes.
+        DataError: If images is not uint8.
+    """
+    images = torch.as_tensor(images)
+    if images.ndim != 4:
+        raise ShapeError(
+            f"to_float: images must be (N, H, W, C); got shape {tuple(images.shape)}. "
+            "Add the axes that are missing."
+        )
+    if images.dtype != torch.uint8:
+        raise DataError(f"to_float: images must be uint8; got {images.dtype}. Pass the raw images.")
+    return images.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """Convert float images (N, C, H, W) in [-1, 1] to uint8 (N, H, W, C), clipped and rounded.
+
+    The inverse of `to_float` to the bit; rounding is to the nearest level, halves to even.
+
+    Raises:
+        ShapeError: If images does not have four axes.
+    """
+    if images.ndim != 4:
+        raise ShapeError(
+            f"to_uint8: images must be (N, C, H, W); got shape {tuple(images.shape)}. "
+            "Add the axes that are missing."
+        )
+    levels = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous().numpy()

@@ -1,0 +1,182 @@
+"""Read images from files and bring them to one resolution."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from imagegen.images import ImageSet
+from rqtoolkit.errors import ArtifactError, DataError, ShapeError
+from rqtoolkit.functional.progress import Progress
+
+__all__ = ["fit_images", "read_digits", "read_folder", "read_npz"]
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def read_digits() -> ImageSet:
+
+    digits = loadread_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    return ImageSet(images, digits.target.astype(np.int64), tuple("0123456789"))
+
+
+def fit_images(images: ImageSet, resolution: int, fit: str) -> ImageSet:
+    if images.resolution == (resolution, resolution):
+        return images
+    fitted = np.stack(
+        [_fit_image(image, resolution, fit, "load_images") for image in images.images]
+    )
+    return ImageSet(fitted, images.labels, images.class_names)
+
+
+def _fit_image(image: np.ndarray, resolution: int, fit: str, name: str) -> np.ndarray:
+    """Bring one image (H, W, C) to (resolution, resolution, C)."""
+    height, width, channels = image.shape
+    if fit == "pad":
+        if max(height, width) > resolution:
+            raise DataError(
+                f"load_images: fit='pad' cannot make an image smaller; {name} is {height}x{width}, "
+                f"resolution={resolution}. Use fit='resize' or a larger resolution."
+            )
+        out = np.zeros((resolution, resolution, channels), np.uint8)
+        top, left = (resolution - height) // 2, (resolution - width) // 2
+        out[top : top + height, left : left + width] = image
+        return out
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top : top + side, left : left + side].astype(np.float32)
+    # Each channel in floating point: Pillow's 8-bit path rounds between its two passes.
+    planes = [
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(square[..., channel])).resize(
+                (resolution, resolution), Image.Resampling.BICUBIC
+            )
+        )
+        for channel in range(channels)
+    ]
+    return np.rint(np.clip(np.stack(planes, axis=-1), 0, 255)).astype(np.uint8)
+
+
+def read_npz(path: Path) -> tuple[ImageSet, ImageSet]:
+    if not path.is_file():
+        raise ArtifactError(f"load_images: path={path} is not a file. Check the path.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (AttributeError, TypeError):  # a bare .npy gives an array, which is no context manager
+        raise ArtifactError(
+            f"load_images: path={path} is not an .npz archive but a single array. "
+            "Save it with np.savez(path, x_train=..., x_test=...)."
+        ) from None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ArtifactError(
+            f"load_images: path={path} cannot be read as an .npz archive without pickles; "
+            f"got {type(error).__name__}: {error}. Download or write the file again."
+        ) from None
+    missing = [name for name in ("x_train", "x_test") if name not in arrays]
+    if "y_train" in arrays or "y_test" in arrays:
+        missing += [name for name in ("y_train", "y_test") if name not in arrays]
+    if missing:
+        raise DataError(
+            f"load_images: {path} lacks {', '.join(missing)}; got {', '.join(arrays) or 'nothing'}."
+            " Save x_train and x_test, and y_train and y_test for images with classes."
+        )
+    names = None
+    if "y_train" in arrays:
+        labels = np.concatenate([arrays["y_train"].ravel(), arrays["y_test"].ravel()])
+        if not np.issubdtype(labels.dtype, np.integer) or (len(labels) and labels.min() < 0):
+            raise DataError(
+                f"load_images: y_train and y_test of {path} must be integers from 0; "
+                f"got {labels.dtype}. Number the classes."
+            )
+        number = int(labels.max(initial=-1)) + 1
+        names = tuple(str(name) for name in arrays.get("class_names", np.arange(number)))
+    return _npz_part(path, arrays, "train", names), _npz_part(path, arrays, "test", names)
+
+
+def _npz_part(
+    path: Path, arrays: dict[str, np.ndarray], part: str, names: tuple[str, ...] | None
+) -> ImageSet:
+    images = arrays[f"x_{part}"]
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.size == 0:
+        raise DataError(
+            f"load_images: x_{part} of {path} must be uint8 (N, H, W) or (N, H, W, C) and not "
+            f"empty; got {images.dtype} {images.shape}. Save pixel values 0 to 255 as uint8."
+        )
+    images = images[..., None] if images.ndim == 3 else images
+    labels = None if names is None else arrays[f"y_{part}"].astype(np.int64)
+    try:
+        return ImageSet(images, labels, names)
+    except (DataError, ShapeError) as error:
+        reason = str(error).removeprefix("ImageSet: ")
+        raise type(error)(f"load_images: the {part} part of {path}: {reason}") from None
+
+
+def read_folder(path: Path, resolution: int, fit: str, progress: Progress | None) -> ImageSet:
+    if not path.is_dir():
+        raise ArtifactError(f"load_images: path={path} is not a folder. Check the path.")
+    files = _image_files(path)
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    classes = {folder.name: _image_files(folder) for folder in folders}
+    if not files and not any(classes.values()):
+        raise DataError(
+            f"load_images: path={path} holds no images; got neither {', '.join(EXTENSIONS[:3])} … "
+            "files nor subfolders with any. Point to a folder of images."
+        )
+    empty = [name for name, members in classes.items() if not members]
+    if classes and not files and empty:
+        raise DataError(
+            f"load_images: path={path} has class folders without images: {', '.join(empty[:3])}. "
+            "Fill or remove them."
+        )
+    if files and any(classes.values()):
+        raise DataError(
+            f"load_images: path={path} holds {len(files)} images beside class folders; "
+            f"got {files[0].name} and {next(iter(classes))}/. Move them into class folders."
+        )
+    if files:
+        labels, names = None, None
+    else:
+        files = [file for members in classes.values() for file in members]
+        counts = [len(members) for members in classes.values()]
+        labels, names = np.repeat(np.arange(len(counts)), counts).astype(np.int64), tuple(classes)
+    return ImageSet(_decode(files, resolution, fit, progress), labels, names)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.is_file() and file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
+    )
+
+
+def _decode(files: list[Path], resolution: int, fit: str, progress: Progress | None) -> np.ndarray:
+    """Read files to (N, resolution, resolution, C); C is 1 only where every file is grey."""
+    images, broken = [], []
+    for done, file in enumerate(files, start=1):
+        try:
+            with Image.open(file) as image:
+                grey = image.mode in ("1", "L")
+                pixels = np.asarray(image.convert("L" if grey else "RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            broken.append((file, error))
+            continue
+        pixels = pixels[..., None] if grey else pixels
+        images.append(_fit_image(pixels, resolution, fit, str(file)))
+        if progress is not None:
+            progress("reading images", done, len(files))
+    if broken:
+        file, error = broken[0]
+        others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise ArtifactError(
+            f"load_images: {file}{others} cannot be read as an image; "
+            f"got {type(error).__name__}: {error}. Mend or remove it."
+        )
+    channels = max(image.shape[2] for image in images)
+    return np.stack([np.broadcast_to(i, (*i.shape[:2], channels)) for i in images])
