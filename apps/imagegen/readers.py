@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from imagegen.images import ImageSet
 from rqtoolkit.errors import ArtifactError, DataError, ShapeError
-from rqtoolkit.functional.progress import Progress
+from rqtoolkit.functional.progress import Progress, report
 
 __all__ = ["fit_images", "read_digits", "read_folder", "read_npz"]
 
@@ -19,13 +19,20 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 
 
 def read_digits() -> ImageSet:
+    """Return the 1,797 handwritten digits of scikit-learn, 8x8, their 17 levels spread over 255."""
+    from sklearn.datasets import load_digits  # takes half a second; only this source needs it
 
-    digits = loadread_digits()
+    digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     return ImageSet(images, digits.target.astype(np.int64), tuple("0123456789"))
 
 
 def fit_images(images: ImageSet, resolution: int, fit: str) -> ImageSet:
+    """Bring a set to (resolution, resolution) by the rule `fit` of `load_images`.
+
+    Raises:
+        DataError: If padding would have to make images smaller.
+    """
     if images.resolution == (resolution, resolution):
         return images
     fitted = np.stack(
@@ -63,20 +70,24 @@ def _fit_image(image: np.ndarray, resolution: int, fit: str, name: str) -> np.nd
 
 
 def read_npz(path: Path) -> tuple[ImageSet, ImageSet]:
+    """Read training and test images from an .npz archive, at the size they have.
+
+    Raises:
+        ArtifactError: If the file is missing, truncated or not an .npz archive.
+        DataError: If arrays are missing or not what `load_images` describes.
+    """
     if not path.is_file():
         raise ArtifactError(f"load_images: path={path} is not a file. Check the path.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("a single array (.npy)")
+        with file:
             arrays = {name: file[name] for name in file.files}
-    except (AttributeError, TypeError):  # a bare .npy gives an array, which is no context manager
-        raise ArtifactError(
-            f"load_images: path={path} is not an .npz archive but a single array. "
-            "Save it with np.savez(path, x_train=..., x_test=...)."
-        ) from None
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ArtifactError(
             f"load_images: path={path} cannot be read as an .npz archive without pickles; "
-            f"got {type(error).__name__}: {error}. Download or write the file again."
+            f"got {type(error).__name__}: {error}. Write it with np.savez(path, x_train=…, …)."
         ) from None
     missing = [name for name in ("x_train", "x_test") if name not in arrays]
     if "y_train" in arrays or "y_test" in arrays:
@@ -94,7 +105,7 @@ def read_npz(path: Path) -> tuple[ImageSet, ImageSet]:
                 f"load_images: y_train and y_test of {path} must be integers from 0; "
                 f"got {labels.dtype}. Number the classes."
             )
-        number = int(labels.max(initial=-1)) + 1
+        number = int(labels.max()) + 1 if len(labels) else 0
         names = tuple(str(name) for name in arrays.get("class_names", np.arange(number)))
     return _npz_part(path, arrays, "train", names), _npz_part(path, arrays, "test", names)
 
@@ -118,6 +129,14 @@ def _npz_part(
 
 
 def read_folder(path: Path, resolution: int, fit: str, progress: Progress | None) -> ImageSet:
+    """Read the images of a folder, or of its class folders, at one resolution.
+
+    A set is greyscale where every file is, otherwise RGB; transparency is dropped.
+
+    Raises:
+        ArtifactError: If the folder is missing or any image cannot be read; the image is named.
+        DataError: If there are no images, or class folders and loose images are mixed.
+    """
     if not path.is_dir():
         raise ArtifactError(f"load_images: path={path} is not a folder. Check the path.")
     files = _image_files(path)
@@ -160,23 +179,22 @@ def _decode(files: list[Path], resolution: int, fit: str, progress: Progress | N
     """Read files to (N, resolution, resolution, C); C is 1 only where every file is grey."""
     images, broken = [], []
     for done, file in enumerate(files, start=1):
+        report(progress, "reading images", done, len(files))
         try:
             with Image.open(file) as image:
                 grey = image.mode in ("1", "L")
                 pixels = np.asarray(image.convert("L" if grey else "RGB"))
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            broken.append((file, error))
+            broken.append((file, f"{type(error).__name__}: {error}"))
             continue
         pixels = pixels[..., None] if grey else pixels
         images.append(_fit_image(pixels, resolution, fit, str(file)))
-        if progress is not None:
-            progress("reading images", done, len(files))
     if broken:
-        file, error = broken[0]
+        first, reason = broken[0]
         others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise ArtifactError(
-            f"load_images: {file}{others} cannot be read as an image; "
-            f"got {type(error).__name__}: {error}. Mend or remove it."
+            f"load_images: {first}{others} cannot be read as an image; got {reason}. "
+            "Mend or remove it."
         )
     channels = max(image.shape[2] for image in images)
     return np.stack([np.broadcast_to(i, (*i.shape[:2], channels)) for i in images])
