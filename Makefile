@@ -1,7 +1,8 @@
 # One virtual environment at the root, `.venv`, serves every target. `make help` lists them.
 #
-#   make demo TORCH=cpu            take PyTorch's CPU build where pip would fetch a CUDA build
-#   make demo PYTHON=python3.12    choose the interpreter that makes the environment
+# When the environment is made (the first time, and when what it is made from has changed):
+#   make demo TORCH=cpu            takes PyTorch's CPU build where pip would fetch a CUDA build
+#   make demo PYTHON=python3.12    chooses the interpreter
 
 PYTHON ?=
 TORCH ?=
@@ -15,10 +16,10 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 # Written last, once everything is installed: an interrupted installation has none and is redone.
 # Its name holds the checksum of what was installed from, and where (environments cannot be moved).
-READY := .venv/.ready-$(shell { pwd; echo "$(PYTHON)$(TORCH)"; cat pyproject.toml constraints.txt; } \
+READY := .venv/.ready-$(shell { pwd; cat pyproject.toml constraints.txt tools/make-venv; } \
 	| cksum | cut -d ' ' -f 1)
 # An environment whose interpreter was removed is made again.
-ifeq ($(wildcard $(BIN)/python),)
+ifeq ($(realpath $(BIN)/python),)
 .PHONY: $(READY)
 endif
 
@@ -44,7 +45,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 layers: $(READY)
-	PYTHONPATH=apps $(BIN)/lint-imports
+	$(BIN)/lint-imports
 
 docs: $(READY)  ## build the documentation into site/, strictly
 	$(BIN)/mkdocs build --strict --quiet
