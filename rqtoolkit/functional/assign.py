@@ -15,6 +15,7 @@ __all__ = [
     "beam_codes",
     "chunk_slices",
     "greedy_codes",
+    "level_tables",
     "nearest_codes",
     "soft_assignment",
     "sum_codewords",
@@ -28,6 +29,19 @@ def chunk_slices(rows: int, bytes_per_row: int, max_bytes: int) -> Iterator[slic
     step = max(1, max_bytes // max(1, bytes_per_row))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+def level_tables(tables: Tensor, codebook_sizes: Sequence[int], depth: int) -> list[Tensor]:
+    """Return the table (K_d, dim) of each of the first `depth` levels, without padding.
+
+    Args:
+        tables: Shape (T, K, dim); T is 1 for a codebook shared over depth.
+        codebook_sizes: Entries in use of each of the T tables.
+        depth: Levels.
+    """
+    if len(tables) == 1:
+        return [tables[0, : codebook_sizes[0]]] * depth
+    return [tables[level, : codebook_sizes[level]] for level in range(depth)]
 
 
 def _half_distances(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:

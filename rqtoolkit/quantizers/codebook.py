@@ -1,0 +1,206 @@
+"""The state behind a quantizer: tables of codewords and how often each is used.
+
+Codebooks learn by exponential moving averages. The running sum of the vectors of an entry is
+always its count times its codeword, so only the count is kept, and a revived entry has no stale sum
+that could drag it back.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rqtoolkit.functional.assign import level_tables
+
+__all__ = ["CodebookTables"]
+
+# Revived entries start at this many times the threshold: time to prove themselves before the next
+# look, without outweighing what they collect.
+_REVIVED_COUNT = 3.0
+
+
+class CodebookTables(nn.Module):
+    """Tables (T, K, dim) in float32, their moving counts, and vectors gathered for k-means.
+
+    T is 1 for a codebook shared over depth. Tables smaller than the largest are padded with zero
+    rows, which `levels` cuts off. Everything stays float32 whatever a parent module is cast to.
+
+    Args:
+        codebook_sizes: Entries of each table.
+        dim: Vector size.
+        learnable: True to make the tables a parameter that an optimiser moves; False for EMA.
+        decay: Of the moving averages.
+        restart_threshold: An entry is dead when its count falls under this share of the mean
+            count of its table (or of 1, where the mean is larger); 0 turns restarts off.
+    """
+
+    tables: Tensor
+    counts: Tensor
+    gathered: Tensor
+    initialized: Tensor
+
+    def __init__(
+        self,
+        codebook_sizes: Sequence[int],
+        dim: int,
+        *,
+        learnable: bool,
+        decay: float,
+        restart_threshold: float,
+    ) -> None:
+        super().__init__()
+        self.codebook_sizes = tuple(codebook_sizes)
+        self.learnable = learnable
+        self.decay = decay
+        self.restart_threshold = restart_threshold
+        largest = max(self.codebook_sizes)
+        tables = torch.randn(len(self.codebook_sizes), largest, dim, dtype=torch.float32)
+        tables /= dim**0.5
+        valid = torch.arange(largest) < torch.tensor(self.codebook_sizes)[:, None]
+        tables *= valid[..., None]
+        if learnable:
+            self.tables = nn.Parameter(tables)
+        else:
+            self.register_buffer("tables", tables)
+        self.register_buffer("counts", valid.float())
+        self.register_buffer("gathered", torch.empty(0, dim, dtype=torch.float32))
+        self.register_buffer("initialized", torch.tensor(False))
+        self.is_initialized = False  # mirrors the buffer, so that no forward waits for a device
+
+    def levels(self, depth: int) -> list[Tensor]:
+        """Return the table (K_d, dim) of each of the first `depth` levels, without padding."""
+        return level_tables(self.tables, self.codebook_sizes, depth)
+
+    @torch.no_grad()
+    def set_tables(self, tables: Tensor, vectors: int | None = None) -> None:
+        """Write the tables; with `vectors`, mark them initialised.
+
+        Args:
+            tables: Shape (T, K, dim).
+            vectors: Assignments per table in one update. Counts start at the share that each
+                entry can expect of them: from a lower start the first update would look as if
+                most entries had died.
+        """
+        self.tables.copy_(tables)
+        if vectors is None:
+            return
+        for table, size in enumerate(self.codebook_sizes):
+            self.counts[table, :size] = vectors / size
+        self.gathered = self.gathered[:0].clone()
+        self.initialized.fill_(True)
+        self.is_initialized = True
+
+    @torch.no_grad()
+    def update(
+        self,
+        residuals: Sequence[Tensor],
+        codes: Tensor,
+        weights: Tensor,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Move counts and (under EMA) codewords towards one batch, then revive dead entries.
+
+        Args:
+            residuals: What each level quantized, shape (N, dim) each, finite.
+            codes: Shape (N, depth).
+            weights: Shape (N,): 1 for vectors that count, 0 for those that do not.
+            generator: Source of chance for the restarts.
+        """
+        counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.tables)
+        for level, residual in enumerate(residuals):
+            table = min(level, len(self.codebook_sizes) - 1)
+            counts[table].index_add_(0, codes[:, level], weights)
+            sums[table].index_add_(0, codes[:, level], residual * weights[:, None])
+        for statistic in (counts, sums):
+            _sum_over_ranks(statistic)
+        previous = self.decay * self.counts
+        self.counts.copy_(previous + (1 - self.decay) * counts)
+        if not self.learnable:
+            # Entries that nothing chose keep their place exactly; so do padding rows.
+            share = (1 - self.decay) / self.counts.clamp_min(torch.finfo(torch.float32).tiny)
+            moved = share[..., None] * (sums - counts[..., None] * self.tables)
+            self.tables.add_(moved * (counts > 0)[..., None])
+        if self.restart_threshold > 0:
+            self._revive(residuals, generator)
+
+    def _revive(self, residuals: Sequence[Tensor], generator: torch.Generator | None) -> None:
+        """Put dead entries on residuals of this batch, with the count of a living entry."""
+        tables = len(self.codebook_sizes)
+        for table, size in enumerate(self.codebook_sizes):
+            own = [residuals[table]] if tables > 1 else list(residuals)
+            pool = _draw_rows(own, size, generator)
+            _broadcast_from_first(pool)
+            counts = self.counts[table, :size]
+            threshold = self.restart_threshold * counts.mean().clamp(max=1 / self.restart_threshold)
+            dead = counts < threshold
+            self.tables[table, :size] = torch.where(
+                dead[:, None], pool, self.tables[table, :size].detach()
+            )
+            self.counts[table, :size] = torch.where(dead, _REVIVED_COUNT * threshold, counts)
+
+    def gather(self, x: Tensor) -> int:
+        """Keep vectors (N, dim) of all ranks for k-means; return how many there are."""
+        self.gathered = torch.cat([self.gathered, _gather_rows(x)])
+        return self.gathered.shape[0]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "CodebookTables":
+        """Follow the parent to another device, never to another precision."""
+        exact = {name: getattr(self, name).detach() for name in ("tables", "counts", "gathered")}
+        super()._apply(fn, recurse)
+        for name, tensor in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float32 and not moved.is_meta:
+                moved.data = tensor.to(device=moved.device, dtype=torch.float32)
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Take the number of gathered vectors from the state, whatever it is here."""
+        stored = state_dict.get(prefix + "gathered")
+        if stored is not None:
+            self.gathered = self.gathered.new_empty(stored.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.is_initialized = bool(self.initialized)
+
+
+def _draw_rows(
+    residuals: Sequence[Tensor], count: int, generator: torch.Generator | None
+) -> Tensor:
+    """Draw `count` rows, with replacement, from several equally long matrices."""
+    rows = residuals[0].shape[0]
+    if rows == 0:
+        return residuals[0].new_zeros(count, residuals[0].shape[1])
+    drawn = torch.randint(
+        rows * len(residuals), (count,), generator=generator, device=residuals[0].device
+    )
+    return torch.stack(list(residuals)).flatten(0, 1)[drawn]
+
+
+def _synchronised() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _sum_over_ranks(tensor: Tensor) -> None:
+    if _synchronised():
+        dist.all_reduce(tensor)
+
+
+def _broadcast_from_first(tensor: Tensor) -> None:
+    if _synchronised():
+        dist.broadcast(tensor, src=0)
+
+
+def _gather_rows(x: Tensor) -> Tensor:
+    """Concatenate the rows of all ranks, in the order of the ranks; their numbers may differ."""
+    if not _synchronised():
+        return x
+    own = torch.tensor([x.shape[0]], device=x.device)
+    sizes = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, own)
+    lengths = [int(size) for size in sizes]
+    padded = x.new_zeros(max(lengths), x.shape[1])
+    padded[: x.shape[0]] = x
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])

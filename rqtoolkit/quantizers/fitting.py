@@ -1,0 +1,140 @@
+"""Fit the codebooks of a residual quantizer to a matrix: level by level, then all at once."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rqtoolkit.functional.assign import beam_codes, level_tables, nearest_codes, sum_codewords
+from rqtoolkit.functional.kmeans import kmeans
+from rqtoolkit.functional.least_squares import joint_codebooks
+from rqtoolkit.functional.progress import Progress, report
+
+__all__ = ["kmeans_tables", "refine_tables", "sampled_tables"]
+
+Cluster = Callable[[Tensor, int, int], Tensor]
+"""Called as cluster(residuals, codebook_size, level); returns codewords (codebook_size, dim)."""
+
+
+def kmeans_tables(
+    x: Tensor,
+    codebook_sizes: Sequence[int],
+    depth: int,
+    *,
+    iterations: int = 25,
+    starts: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Codebooks by k-means on what each level leaves over, a different seed per level.
+
+    Args:
+        x: Vectors, shape (N, dim), float32.
+        codebook_sizes: Entries of each table: one number for a shared codebook, else one a level.
+        depth: Levels.
+        iterations: Lloyd iterations a level.
+        starts: k-means++ starts a level.
+        seed: Fixes the result.
+        progress: Told of each level.
+
+    Returns:
+        Tables, shape (T, K, dim), T as many as codebook_sizes, padded with zeros.
+
+    Raises:
+        DataError: If there are fewer vectors than codewords.
+    """
+
+    def cluster(residuals: Tensor, size: int, level: int) -> Tensor:
+        table = kmeans(
+            residuals, size, iterations=iterations, starts=starts, seed=seed * 1009 + level
+        )
+        report(progress, "k-means", level + 1, depth)
+        return table
+
+    return _walk_levels(x, codebook_sizes, depth, cluster)
+
+
+def sampled_tables(
+    x: Tensor,
+    codebook_sizes: Sequence[int],
+    depth: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Codebooks of vectors and residuals drawn at random, with replacement.
+
+    Provisional tables for the time before there are vectors enough for k-means. Arguments and
+    result as in `kmeans_tables`.
+    """
+
+    def cluster(residuals: Tensor, size: int, level: int) -> Tensor:  # noqa: ARG001
+        rows = torch.randint(len(residuals), (size,), generator=generator, device=x.device)
+        return residuals[rows]
+
+    return _walk_levels(x, codebook_sizes, depth, cluster)
+
+
+def _walk_levels(x: Tensor, codebook_sizes: Sequence[int], depth: int, cluster: Cluster) -> Tensor:
+    """Cluster, subtract, go on with the residual.
+
+    A shared codebook starts as the concatenation of `depth` small ones, so that it has entries
+    at the scale of every level.
+    """
+    shared = len(codebook_sizes) == 1
+    if shared:
+        sizes = [codebook_sizes[0] // depth + (d < codebook_sizes[0] % depth) for d in range(depth)]
+    else:
+        sizes = list(codebook_sizes)
+    tables = []
+    residual = x
+    for level, size in enumerate(sizes):
+        if size == 0:
+            break
+        table = cluster(residual, size, level)
+        tables.append(table)
+        residual = residual - table[nearest_codes(residual, table)]
+    if shared:
+        return torch.cat(tables)[None]
+    padded = x.new_zeros(depth, max(sizes), x.shape[1])
+    for level, table in enumerate(tables):
+        padded[level, : len(table)] = table
+    return padded
+
+
+def refine_tables(
+    x: Tensor,
+    tables: Tensor,
+    codebook_sizes: Sequence[int],
+    depth: int,
+    *,
+    rounds: int,
+    beam: int = 1,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Alternate encoding and joint least squares; return the best tables met.
+
+    Encoding after a least-squares step can make the error grow (neither the greedy rule nor a
+    beam finds the best codes), hence the best of all rounds, the start included.
+
+    Args:
+        x: Vectors, shape (N, dim), float32.
+        tables: Shape (T, K, dim).
+        codebook_sizes: Entries of each table.
+        depth: Levels.
+        rounds: Least-squares steps; 0 returns the tables as they are.
+        beam: Width of the encoding.
+        progress: Told of each round.
+
+    Returns:
+        Tables, shape (T, K, dim).
+    """
+    best, least = tables, float("inf")
+    for step in range(rounds + 1 if rounds else 0):
+        levels = level_tables(tables, codebook_sizes, depth)
+        codes = beam_codes(x, levels, beam)
+        error = float((x - sum_codewords(codes, levels)).square().sum(dtype=torch.float64))
+        if error < least:
+            best, least = tables, error
+        if step < rounds:
+            tables = joint_codebooks(x, codes, tables, codebook_sizes)
+        report(progress, "joint least squares", step, rounds)
+    return best

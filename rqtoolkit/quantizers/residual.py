@@ -1,0 +1,418 @@
+"""The residual quantizer as a torch module: trained online in a network, or offline on a matrix."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rqtoolkit.errors import ConfigError, ShapeError
+from rqtoolkit.functional.assign import (
+    DEFAULT_MAX_BYTES,
+    beam_codes,
+    nearest_codes,
+    soft_assignment,
+    sum_codewords,
+)
+from rqtoolkit.functional.gradient import straight_through
+from rqtoolkit.functional.progress import Progress
+from rqtoolkit.io.artifact import check_tensors, read_artifact, write_artifact
+from rqtoolkit.quantizers.checks import check_codes, check_finite, level_sizes, training_rows
+from rqtoolkit.quantizers.codebook import CodebookTables
+from rqtoolkit.quantizers.fitting import kmeans_tables, refine_tables, sampled_tables
+from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput, SoftCodes
+
+__all__ = ["ResidualQuantizer"]
+
+_ARTIFACT_TENSORS = ("tables", "counts", "initialized")
+_GATHER_PER_CODE = 2  # vectors per codeword before k-means starts inside a network
+_FIT_ROWS_PER_CODE = 1024
+
+
+class ResidualQuantizer(nn.Module):
+    """Quantize vectors as a sum of `depth` codewords, each for what the ones before leave over.
+
+    In training mode, `forward` starts the codebooks by k-means++ on the first vectors it sees,
+    moves them by exponential moving averages (or leaves them to an optimiser) and revives dead
+    entries. `fit` trains on a matrix instead. `encode`, `decode` and everything in evaluation mode
+    never change a table. Distances and statistics are float32, also under autocast and inside a
+    half-precision parent.
+
+    Args:
+        dim: Vector size.
+        depth: Number of residual levels.
+        codebook_size: Entries of each level, or a sequence of one number per level.
+        shared_codebook: One table for all levels (the paper's choice) in place of one per level.
+        update: "ema" moves codewords by moving averages; "gradient" makes the tables a parameter:
+            add `codebook_loss` to the loss.
+        decay: Of the moving averages, in [0, 1).
+        restart_threshold: An entry is dead when its moving count falls under this share of the
+            mean count of its table (of 1, where the mean is larger); 0 turns restarts off.
+        kmeans_init: Start from k-means on the first 2 · codebook_size training vectors; until then
+            vectors of the data stand in. False keeps the random start.
+        channels_first: Inputs are (B, dim, ...) in place of (..., dim). Codes stay depth-last.
+        beam: Prefixes that `encode` keeps unless told otherwise; `fit` sets it.
+
+    Example:
+        >>> quantizer = ResidualQuantizer(dim=8, depth=3, codebook_size=16)
+        >>> out = quantizer(torch.randn(4, 10, 8))
+        >>> out.codes.shape, out.quantized.shape
+        (torch.Size([4, 10, 3]), torch.Size([4, 10, 8]))
+
+    References:
+        Lee et al., "Autoregressive Image Generation using Residual Quantization", CVPR 2022,
+        section 3.1. https://arxiv.org/abs/2203.01941
+        van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017 (EMA in
+        appendix A.1). https://arxiv.org/abs/1711.00937
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        codebook_size: int | Sequence[int],
+        *,
+        shared_codebook: bool = False,
+        update: Literal["ema", "gradient"] = "ema",
+        decay: float = 0.99,
+        restart_threshold: float = 0.25,
+        kmeans_init: bool = True,
+        channels_first: bool = False,
+        beam: int = 1,
+    ) -> None:
+        super().__init__()
+        sizes = level_sizes(dim, depth, codebook_size, shared_codebook=shared_codebook)
+        if not (0 <= decay < 1 and restart_threshold >= 0 and beam >= 1):
+            raise ConfigError(
+                "ResidualQuantizer: decay has to be in [0, 1), restart_threshold not negative and "
+                f"beam at least 1; got {decay}, {restart_threshold} and {beam}."
+            )
+        if update not in ("ema", "gradient"):
+            raise ConfigError(
+                f"ResidualQuantizer: update={update!r} is unknown. Choose 'ema' or 'gradient'."
+            )
+        self.dim = dim
+        self.depth = depth
+        self.codebook_size = codebook_size if isinstance(codebook_size, int) else list(sizes)
+        self.codebook_sizes = sizes
+        self.shared_codebook = shared_codebook
+        self.update = update
+        self.decay = decay
+        self.restart_threshold = restart_threshold
+        self.kmeans_init = kmeans_init
+        self.channels_first = channels_first
+        self.beam = beam
+        self.frozen = False
+        self.state = CodebookTables(
+            sizes[:1] if shared_codebook else sizes,
+            dim,
+            learnable=update == "gradient",
+            decay=decay,
+            restart_threshold=restart_threshold,
+        )
+
+    @property
+    def codebooks(self) -> Tensor:
+        """Tables, shape (depth, K, dim), or (1, K, dim) where shared; smaller ones zero-padded."""
+        return self.state.tables.detach()
+
+    def extra_repr(self) -> str:
+        """Describe the quantizer in `print(module)`."""
+        return ", ".join(f"{name}={value!r}" for name, value in self._arguments().items())
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> QuantizerOutput:
+        """Quantize greedily; in training mode, also let the codebooks learn from x.
+
+        Args:
+            x: Vectors, shape (..., dim), or (B, dim, ...) with channels_first; floating point.
+                Rows with NaN or infinite values teach the codebooks nothing.
+            generator: Source of chance of the k-means start and the restarts, on the device of x;
+                torch's default generator when None.
+
+        Returns:
+            Quantized vectors, codes, losses and statistics.
+
+        Raises:
+            ShapeError: If x does not have dim channels.
+        """
+        flat, shape = self._flatten(x, "forward")
+        learning = self.training and not self.frozen
+        with torch.autocast(x.device.type, enabled=False):
+            if learning and self.kmeans_init and not self.state.is_initialized:
+                self._start(flat.detach(), generator)
+            tables = self.state.levels(self.depth)
+            residual, partial_sum = flat.detach(), torch.zeros_like(flat)
+            residuals, codes = [], []
+            commitment_loss = codebook_loss = flat.new_zeros(())
+            for table in tables:
+                residuals.append(residual)
+                codes.append(nearest_codes(residual, table.detach()))
+                codeword = F.embedding(codes[-1], table)
+                if self.update == "gradient":
+                    codebook_loss = codebook_loss + _mean_square(residual - codeword)
+                codeword = codeword.detach()
+                partial_sum = partial_sum + codeword
+                commitment_loss = commitment_loss + _mean_square(flat - partial_sum)
+                residual = residual - codeword
+            stacked = torch.stack(codes, dim=1)
+            if learning and (self.state.is_initialized or not self.kmeans_init):
+                weights = residuals[0].isfinite().all(dim=1).float()
+                clean = [torch.nan_to_num(r, posinf=0, neginf=0) for r in residuals]
+                self.state.update(clean, stacked, weights, generator)
+            quantized = straight_through(flat, partial_sum)
+        return QuantizerOutput(
+            quantized=self._restore(quantized, shape).to(x.dtype),
+            codes=stacked.unflatten(0, shape),
+            commitment_loss=commitment_loss / self.depth,
+            codebook_loss=codebook_loss / self.depth,
+            stats=CodeStats(stacked, self.codebook_sizes),
+        )
+
+    @torch.no_grad()
+    def encode(
+        self,
+        x: Tensor,
+        *,
+        beam: int | None = None,
+        depth: int | None = None,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> Tensor:
+        """Encode vectors as stacks of codes.
+
+        Args:
+            x: Vectors, shape (..., dim), or (B, dim, ...) with channels_first; finite.
+            beam: Prefixes kept per vector; the beam the quantizer was fitted for when None, and 1
+                is the greedy rule of the paper.
+            depth: Levels to encode, at most the quantizer's, which is the default.
+            max_bytes: Bound on the scores held at once.
+
+        Returns:
+            Codes, shape (..., depth), int64, in [0, codebook_size of the level).
+
+        Raises:
+            ShapeError: If x does not have dim channels.
+            DataError: If x has NaN or infinite values.
+            ConfigError: If beam or depth is out of range.
+        """
+        beam = self.beam if beam is None else beam
+        depth = self.depth if depth is None else depth
+        if beam < 1 or not 1 <= depth <= self.depth:
+            raise ConfigError(
+                f"ResidualQuantizer.encode: beam has to be at least 1 and depth in [1, "
+                f"{self.depth}]; got beam={beam}, depth={depth}."
+            )
+        flat, shape = self._flatten(x, "encode")
+        if not torch.compiler.is_compiling():
+            check_finite(flat, "encode")
+        with torch.autocast(x.device.type, enabled=False):
+            codes = beam_codes(flat, self.state.levels(depth), beam, max_bytes=max_bytes)
+        return codes.unflatten(0, shape)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Sum the codewords that codes name; any prefix of the levels decodes.
+
+        Args:
+            codes: Shape (..., d), integers, d between 1 and depth.
+
+        Returns:
+            Vectors, shape (..., dim), or (B, dim, ...) with channels_first, float32.
+
+        Raises:
+            ShapeError: If d exceeds the quantizer's depth.
+            DataError: If a code is no integer or out of range.
+        """
+        flat = check_codes(codes, self.codebook_sizes, "decode")
+        vectors = sum_codewords(flat, self.state.levels(flat.shape[1]))
+        return self._restore(vectors, codes.shape[:-1])
+
+    def partial_sums(self, codes: Tensor) -> Tensor:
+        """Sums of the first 1, 2, … d codewords.
+
+        Args:
+            codes: Shape (..., d), integers, d between 1 and depth.
+
+        Returns:
+            Vectors, channels last: shape (..., d, dim), float32.
+
+        Raises:
+            ShapeError: If d exceeds the quantizer's depth.
+            DataError: If a code is no integer or out of range.
+        """
+        flat = check_codes(codes, self.codebook_sizes, "partial_sums")
+        tables = self.state.levels(flat.shape[1])
+        codewords = [table[flat[:, level]] for level, table in enumerate(tables)]
+        return torch.stack(codewords, dim=1).cumsum(dim=1).unflatten(0, codes.shape[:-1])
+
+    @torch.no_grad()
+    def soft_codes(
+        self,
+        x: Tensor,
+        tau: float,
+        *,
+        relative: bool = False,
+        stochastic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> SoftCodes:
+        """Codes with the distribution Q(k | r) = softmax(−‖r − e_k‖² / tau) of each level.
+
+        Args:
+            x: Vectors, shape (..., dim), or (B, dim, ...) with channels_first.
+            tau: Temperature, above 0, in the units of a squared distance.
+            relative: Take tau in units of the mean squared codeword norm of all tables: the
+                paper's 0.5 suits its 256-dimensional latents and makes small ones uniform.
+            stochastic: Draw each code from its distribution, and go on with the residual of the
+                drawn one, in place of taking the nearest.
+            generator: Source of the draws, on the device of x.
+
+        Returns:
+            Codes (..., depth) and probabilities (..., depth, K).
+
+        Raises:
+            ShapeError: If x does not have dim channels.
+            ConfigError: If tau is not above 0.
+
+        References:
+            Lee et al., CVPR 2022, section 3.2.3 (soft labels and stochastic sampling).
+        """
+        if not tau > 0:
+            raise ConfigError(f"ResidualQuantizer.soft_codes: tau={tau} has to be above 0.")
+        residual, shape = self._flatten(x, "soft_codes")
+        tables = self.state.levels(self.depth)
+        if relative:
+            tau *= float(torch.cat(tables).square().sum(dim=1).mean())
+        largest = max(self.codebook_sizes)
+        codes = residual.new_empty(len(residual), self.depth, dtype=torch.int64)
+        probabilities = residual.new_zeros(len(residual), self.depth, largest)
+        with torch.autocast(x.device.type, enabled=False):
+            for level, table in enumerate(tables):
+                soft = soft_assignment(residual, table, tau)
+                probabilities[:, level, : len(table)] = soft
+                if stochastic:
+                    codes[:, level] = torch.multinomial(soft, 1, generator=generator).squeeze(1)
+                else:
+                    codes[:, level] = nearest_codes(residual, table)
+                residual = residual - table[codes[:, level]]
+        return SoftCodes(codes.unflatten(0, shape), probabilities.unflatten(0, shape))
+
+    @torch.no_grad()
+    def fit(
+        self,
+        X: NDArray | Tensor,
+        *,
+        iterations: int = 10,
+        starts: int = 3,
+        rounds: int = 4,
+        max_rows: int | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> "ResidualQuantizer":
+        """Train offline on a matrix: k-means level by level, then joint least squares.
+
+        Args:
+            X: Vectors, shape (N, dim), numpy (also memory-mapped) or torch, finite, N at least the
+                largest codebook size.
+            iterations: Lloyd iterations a level.
+            starts: Short k-means++ starts a level, of which the best goes on.
+            rounds: Rounds of encoding and joint least squares over all levels.
+            max_rows: Rows used, drawn at random; 1024 per codeword when None.
+            seed: Fixes the result.
+            progress: Told of each level and round.
+
+        Returns:
+            The quantizer itself, fitted.
+
+        Raises:
+            ShapeError: If X is not (N, dim).
+            DataError: If X is not numeric or finite, or has too few rows.
+            MissingDependencyError: If faiss is not installed.
+        """
+        if max_rows is None:
+            max_rows = _FIT_ROWS_PER_CODE * max(self.codebook_sizes)
+        x = training_rows(X, self.dim, max(self.codebook_sizes), max_rows, seed)
+        x = x.to(self.state.tables.device)
+        sizes = self.state.codebook_sizes
+        tables = kmeans_tables(
+            x, sizes, self.depth, iterations=iterations, starts=starts, seed=seed, progress=progress
+        )
+        tables = refine_tables(
+            x, tables, sizes, self.depth, rounds=rounds, beam=self.beam, progress=progress
+        )
+        self.state.set_tables(tables, vectors=len(x) * (self.depth if self.shared_codebook else 1))
+        return self
+
+    def freeze(self) -> "ResidualQuantizer":
+        """Stop every table, statistic and restart, in training mode too; return the quantizer."""
+        self.frozen = True
+        self.requires_grad_(False)
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write tables and constructor arguments as one safetensors file, atomically.
+
+        Args:
+            path: File to write.
+        """
+        tensors = {name: getattr(self.state, name) for name in _ARTIFACT_TENSORS}
+        write_artifact(
+            path, class_name="ResidualQuantizer", arguments=self._arguments(), tensors=tensors
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "ResidualQuantizer":
+        """Read a quantizer that `save` wrote.
+
+        Args:
+            path: File to read.
+            device: Where the tables go.
+
+        Raises:
+            ArtifactError: If the file is missing, damaged, foreign or of an unknown version.
+        """
+        arguments, tensors = read_artifact(path, class_name="ResidualQuantizer", device=device)
+        quantizer = cls(**arguments).to(device)
+        expected = {name: getattr(quantizer.state, name) for name in _ARTIFACT_TENSORS}
+        check_tensors(path, expected, tensors)
+        quantizer.state.load_state_dict({**quantizer.state.state_dict(), **tensors})
+        return quantizer
+
+    def _arguments(self) -> dict[str, object]:
+        names = ("dim", "depth", "codebook_size", "shared_codebook", "update", "decay")
+        more = ("restart_threshold", "kmeans_init", "channels_first", "beam")
+        return {name: getattr(self, name) for name in names + more}
+
+    def _start(self, x: Tensor, generator: torch.Generator | None) -> None:
+        """Gather vectors; start the tables from them by k-means once there are enough."""
+        x = x[x.isfinite().all(dim=1)]
+        sizes = self.state.codebook_sizes
+        rows = self.state.gather(x)
+        if rows >= _GATHER_PER_CODE * max(sizes):
+            seed = int(torch.randint(2**31, (1,), generator=generator, device=x.device))
+            tables = kmeans_tables(self.state.gathered, sizes, self.depth, seed=seed)
+            self.state.set_tables(
+                tables, vectors=len(x) * (self.depth if self.shared_codebook else 1)
+            )
+        elif rows:
+            self.state.set_tables(sampled_tables(self.state.gathered, sizes, self.depth, generator))
+
+    def _flatten(self, x: Tensor, where: str) -> tuple[Tensor, torch.Size]:
+        """Return x as (N, dim) float32, and the shape of its other axes."""
+        axis = 1 if self.channels_first else -1
+        if x.ndim < 1 + self.channels_first or x.shape[axis] != self.dim:
+            layout = "(B, dim, ...)" if self.channels_first else "(..., dim)"
+            raise ShapeError(
+                f"ResidualQuantizer.{where}: x has to have shape {layout} with dim={self.dim}; "
+                f"got shape {tuple(x.shape)}."
+            )
+        last = x.movedim(axis, -1)
+        return last.reshape(-1, self.dim).float(), last.shape[:-1]
+
+    def _restore(self, flat: Tensor, shape: Sequence[int]) -> Tensor:
+        vectors = flat.unflatten(0, tuple(shape))
+        return vectors.movedim(-1, 1) if self.channels_first else vectors
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    return x.square().sum() / max(x.numel(), 1)
