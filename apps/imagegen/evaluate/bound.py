@@ -33,5 +33,7 @@ def image_bound(images: np.ndarray, bits: Sequence[float]) -> list[float]:
         )
     pixels = images.reshape(len(images), -1).astype(np.float64)
     pixels -= pixels.mean(0)
-    variances = np.linalg.svd(pixels, compute_uv=False) ** 2 / len(pixels)
+    count, dim = pixels.shape
+    product = pixels.T @ pixels if dim <= count else pixels @ pixels.T  # equal positive eigenvalues
+    variances = np.linalg.eigvalsh(product).clip(0) / count
     return [float(gaussian_distortion(variances, rate)) / float(variances.sum()) for rate in bits]
