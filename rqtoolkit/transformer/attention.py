@@ -1,0 +1,87 @@
+"""Causal self-attention and the preallocated cache that makes one step cost one position."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["CausalSelfAttention", "KeyValueCache"]
+
+
+class KeyValueCache:
+    """Keys and values of the positions seen so far, in buffers allocated once.
+
+    Growing a cache by concatenation copies it at every step; here a step writes one position and
+    attention reads a view. The buffers take shape, dtype and device from the first keys, so that
+    a cache follows autocast and reduced precision. The fill level is a Python integer: reading it
+    never waits for the device.
+
+    Args:
+        capacity: Positions to hold at most.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._buffers: tuple[Tensor, Tensor] | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new positions and return all positions up to and with them.
+
+        Args:
+            keys: New keys, shape (B, heads, T, head_dim).
+            values: New values, same shape.
+
+        Returns:
+            Views of all keys and values so far, shape (B, heads, length, head_dim).
+        """
+        if self._buffers is None:
+            batch, heads, _, head_dim = keys.shape
+            shape = (batch, heads, self.capacity, head_dim)
+            self._buffers = keys.new_empty(shape), values.new_empty(shape)
+        start, self.length = self.length, self.length + keys.shape[2]
+        assert self.length <= self.capacity, "more positions than the cache was made for"
+        for buffer, new in zip(self._buffers, (keys, values), strict=True):
+            buffer[:, :, start : self.length] = new
+        all_keys, all_values = self._buffers
+        return all_keys[:, :, : self.length], all_values[:, :, : self.length]
+
+    def reset(self) -> None:
+        """Forget all positions; the buffers stay."""
+        self.length = 0
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head self-attention in which a position sees itself and what comes before it.
+
+    Args:
+        dim: Width of the input and output.
+        num_heads: Heads; divides dim.
+        dropout: Rate applied to the output projection (not to the attention weights).
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_key_value = nn.Linear(dim, 3 * dim)
+        self.output = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Attend over the positions of x and, with a cache, over those it holds.
+
+        Args:
+            x: Inputs, shape (B, T, dim).
+            cache: Earlier positions. Either it is empty or T is 1, so that no mask but the causal
+                one is ever needed.
+
+        Returns:
+            Outputs, shape (B, T, dim).
+        """
+        batch, length, dim = x.shape
+        heads = self.query_key_value(x).view(batch, length, 3, self.num_heads, -1)
+        queries, keys, values = heads.permute(2, 0, 3, 1, 4).unbind(0)
+        if cache is not None:
+            assert length == 1 or cache.length == 0, "fill the cache once, then step by step"
+            keys, values = cache.append(keys, values)
+        # One query at the end may see everything; is_causal would align it with the first key.
+        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=length > 1)
+        return self.dropout(self.output(out.transpose(1, 2).reshape(batch, length, dim)))

@@ -1,0 +1,124 @@
+"""From logits to a drawn code: temperature, top-k, softmax, top-p, one multinomial draw."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rqtoolkit.errors import ConfigError
+
+__all__ = ["SamplingRule", "sampling_rules"]
+
+
+@dataclass(frozen=True)
+class SamplingRule:
+    """How the code of one depth level is drawn.
+
+    Attributes:
+        temperature: Divides the logits, over 0.
+        top_k: Keep the k largest logits, and every logit equal to the k-th. None keeps all.
+        top_p: Keep the most likely entries up to and with the one at which their summed
+            probability reaches p. None keeps all.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the distribution the code is drawn from.
+
+        Args:
+            logits: Unnormalised log-probabilities, shape (..., K).
+
+        Returns:
+            Probabilities, shape (..., K), float32, summing to one; filtered entries are 0.
+        """
+        logits = logits.float()
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            kth = logits.topk(self.top_k).values[..., -1:]
+            logits = logits.masked_fill(logits < kth, -math.inf)
+        probabilities = logits.softmax(-1)
+        if self.top_p is None or self.top_p >= 1.0:
+            return probabilities
+        ordered, order = probabilities.sort(-1, descending=True)
+        # An entry goes when the entries before it already reach p; the first never goes.
+        ordered[..., 1:].masked_fill_(ordered.cumsum(-1)[..., :-1] >= self.top_p, 0.0)
+        kept = torch.empty_like(ordered).scatter_(-1, order, ordered)
+        return kept / kept.sum(-1, keepdim=True)
+
+    def draw(self, logits: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw one code per row.
+
+        Args:
+            logits: Unnormalised log-probabilities, shape (B, K).
+            generator: Source of randomness on the device of the logits; None is torch's default.
+
+        Returns:
+            Codes, shape (B,), int64.
+        """
+        return torch.multinomial(self.probabilities(logits), 1, generator=generator).squeeze(-1)
+
+
+def sampling_rules(
+    depth: int,
+    *,
+    temperature: float | Sequence[float] = 1.0,
+    top_k: int | Sequence[int | None] | None = None,
+    top_p: float | Sequence[float | None] | None = None,
+) -> list[SamplingRule]:
+    """Spread sampling settings over the depth levels.
+
+    Args:
+        depth: Number of levels.
+        temperature: One number for all levels, or one per level.
+        top_k: Likewise; None is off.
+        top_p: Likewise; None and 1 are off.
+
+    Returns:
+        One rule per level.
+
+    Raises:
+        ConfigError: If a setting is out of its range or a list is not `depth` long.
+    """
+    rules = [
+        SamplingRule(*settings)
+        for settings in zip(
+            _per_depth("temperature", temperature, depth),
+            _per_depth("top_k", top_k, depth),
+            _per_depth("top_p", top_p, depth),
+            strict=True,
+        )
+    ]
+    for rule in rules:
+        if not 0 < rule.temperature < math.inf:
+            raise ConfigError(
+                f"generate: temperature={rule.temperature} must be over 0 and finite. "
+                "Pass top_k=1 for the most likely codes."
+            )
+        if rule.top_k is not None and (rule.top_k < 1 or rule.top_k != int(rule.top_k)):
+            raise ConfigError(
+                f"generate: top_k={rule.top_k} must be an integer of at least 1. "
+                "Pass None to keep all entries."
+            )
+        if rule.top_p is not None and not 0 < rule.top_p <= 1:
+            raise ConfigError(
+                f"generate: top_p={rule.top_p} must be over 0 and at most 1. "
+                "Pass None to keep all entries."
+            )
+    return rules
+
+
+def _per_depth(name: str, value: object, depth: int) -> list:
+    if not isinstance(value, Sequence):
+        return [value] * depth
+    if len(value) != depth:
+        raise ConfigError(
+            f"generate: {name}={list(value)} must hold one entry per depth level; "
+            f"got {len(value)} for depth {depth}. Pass one number or {depth} of them."
+        )
+    return list(value)
