@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# Times vary on shared machines: an example is slow, not wrong.
+settings.register_profile("rqtoolkit", deadline=None)
+settings.load_profile("rqtoolkit")
 
 ROOT = Path(__file__).resolve().parents[1]
 
