@@ -1,0 +1,77 @@
+"""What a report shows, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from imagegen.evaluate import EvaluationResult
+from imagegen.images import ImageSet
+from rqtoolkit.errors import ShapeError
+
+__all__ = ["ReportContent"]
+
+Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """Everything a report shows.
+
+    Attributes:
+        title: Heading.
+        train: Training images.
+        held_out: Held-out images; the Gaussian bound is theirs.
+        samples: The evaluated samples with the classes asked for; ten of each class are shown.
+        originals: Held-out images, shape (n, H, W, C), uint8; up to ten are shown.
+        reconstructions: From their first 1 … D codes, shape (D, n, H, W, C), uint8.
+        relative_error: Of held-out reconstructions, one a depth.
+        bits_per_image: Rate at depth 1 … D.
+        usage_counts: How often each entry was chosen, one array (K,) a depth.
+        losses: By stage, then by curve: steps and values.
+        evaluation: Result of `evaluate_samples`.
+        bits_per_code: Held-out bits of the transformer, one a depth.
+        unigram_bits_per_code: Entropy of the held-out codes, one a depth.
+        config: The configuration used.
+        commands: What to type to get this again.
+        seconds: Time by part of the work.
+    """
+
+    title: str
+    train: ImageSet
+    held_out: ImageSet
+    samples: ImageSet
+    originals: np.ndarray
+    reconstructions: np.ndarray
+    relative_error: Sequence[float]
+    bits_per_image: Sequence[float]
+    usage_counts: Sequence[np.ndarray]
+    losses: Mapping[str, Curves]
+    evaluation: EvaluationResult
+    bits_per_code: Sequence[float]
+    unigram_bits_per_code: Sequence[float]
+    config: Mapping[str, Any]
+    commands: Sequence[str]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse lists by depth of different length."""
+        lengths = {
+            name: len(getattr(self, name))
+            for name in (
+                "reconstructions",
+                "relative_error",
+                "bits_per_image",
+                "usage_counts",
+                "bits_per_code",
+                "unigram_bits_per_code",
+            )
+        }
+        if len(set(lengths.values())) != 1:
+            raise ShapeError(
+                f"ReportContent: all lists by depth must be of one length; got {lengths}. "
+                "Give one entry a depth."
+            )

@@ -1,0 +1,297 @@
+"""The sections of a report, from its content and its pictures to HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+
+import numpy as np
+import yaml
+
+from imagegen.evaluate import image_bound
+from imagegen.report.content import ReportContent
+from imagegen.report.page import card, cards, details, figure, table
+from rqtoolkit import __version__
+
+__all__ = ["footer", "lead", "sections"]
+
+COLUMNS = {
+    "frechet_distance": "FD",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "class_accuracy": "class accuracy",
+    "duplicates": "duplicates",
+    "copies_of_training": "copies of training",
+    "nearest_training_distance": "nearest training image",
+}
+MEANINGS = {
+    "FD": "Fréchet distance of the features from those of the held-out images, each set taken as a "
+    "Gaussian. Lower is better; it falls with the number of images, so only rows of this table "
+    "compare, and never with distances on other features.",
+    "precision": "Share of images that lie among real ones. Falls for broken images.",
+    "recall": "Share of held-out images that lie among these. Falls where variety is missing.",
+    "density": "How many real neighbourhoods an image lies in, over k. About 1 for real images.",
+    "coverage": "Share of held-out images with one of these nearby. Falls for missing kinds.",
+    "class accuracy": "Share in which the classifier sees the class that was asked for. For real "
+    "images this is its accuracy on held-out ones: the ceiling.",
+    "duplicates": "Share that equals an earlier image of the set to the bit.",
+    "copies of training": "Share that equals a training image to the bit.",
+    "nearest training image": "Median distance to the nearest training image, in grey levels (0 to "
+    "255, root mean square over pixels). Far under the real row means learning by heart.",
+}
+ROW_NAMES = {
+    "real": "real images",
+    "reconstruction": "reconstructions",
+    "class mean": "class mean (trivial)",
+    "samples": "samples",
+}
+
+Pictures = Mapping[str, bytes]
+
+
+def lead(content: ReportContent) -> str:
+    """Return the paragraph under the heading."""
+    height, width = content.held_out.resolution
+    classes = content.held_out.num_classes
+    kind = "greyscale" if content.held_out.channels == 1 else "colour"
+    return (
+        f"A residual-quantized autoencoder and a transformer over its codes, trained on "
+        f"{len(content.train):,} {kind} images of {height}x{width} pixels"
+        + (f" in {classes} classes" if classes else "")
+        + f" and measured on {len(content.held_out):,} that neither has seen."
+    )
+
+
+def footer() -> str:
+    """Return the last line of the page."""
+    return f"rqtoolkit {__version__}. This page is one file: it loads nothing and can be sent on."
+
+
+def sections(content: ReportContent, light: Pictures, dark: Pictures) -> list[tuple[str, str, str]]:
+    """Return (anchor, title, HTML) of every section, in reading order.
+
+    Args:
+        content: The figures.
+        light: Pictures by name, as shown on a light page.
+        dark: The same for a dark one.
+    """
+    return [
+        ("headline", "At a glance", _headline(content)),
+        ("samples", "Samples", _samples(light)),
+        ("reconstructions", "Reconstructions", _reconstructions(light)),
+        ("rate-distortion", "Rate and distortion", _rate_distortion(content, light, dark)),
+        ("code-usage", "Code usage", _code_usage(light, dark)),
+        ("bits", "Bits per code", _bits(content)),
+        ("losses", "Loss curves", _losses(content, light, dark)),
+        ("evaluation", "Evaluation", _evaluation(content)),
+        ("configuration", "Configuration", _configuration(content)),
+        ("reproduce", "How to reproduce", _reproduce(content)),
+    ]
+
+
+def _headline(content: ReportContent) -> str:
+    metrics = content.evaluation.metrics
+    bits, unigram = sum(content.bits_per_code), sum(content.unigram_bits_per_code)
+
+    def against_real(name: str, key: str, reference: str, meaning: str) -> str:
+        value, best = metrics[name], metrics[key]
+        return card(
+            name.replace("_", " ").capitalize(),
+            f"{value:.1%}",
+            reference=f"{reference}: {best:.1%}",
+            meaning=meaning,
+            share=value / best if best else None,
+        )
+
+    return cards(
+        [
+            against_real(
+                "class_accuracy",
+                "class_accuracy_ceiling",
+                "Classifier on held-out images",
+                "A classifier sees in the sample the class that was asked for.",
+            ),
+            against_real(
+                "coverage",
+                "coverage_floor",
+                "Training images",
+                "Held-out images that have a sample close by: nothing is missing.",
+            ),
+            against_real(
+                "recall",
+                "recall_floor",
+                "Training images",
+                "Held-out images that lie among the samples: the variety is there.",
+            ),
+            card(
+                "Reconstruction error",
+                f"{content.relative_error[-1]:.2%}",
+                reference=f"With the first code only: {content.relative_error[0]:.1%}",
+                meaning="Squared error of held-out images over their variance, all codes used.",
+            ),
+            card(
+                "Bits per position",
+                f"{bits:.2f}",
+                reference=f"Codes drawn independently: {unigram:.2f}",
+                meaning="What the transformer pays for the codes of held-out images. Less is "
+                "better: it has learned what follows what.",
+                share=bits / unigram if unigram else None,
+            ),
+            card(
+                "Copies of training images",
+                f"{metrics['copies_of_training']:.1%}",
+                reference=f"Median distance to the nearest: "
+                f"{metrics['nearest_training_distance']:.1f} grey levels",
+                meaning="Held-out images: "
+                f"{metrics['nearest_training_distance_held_out']:.1f}. Far under that would mean "
+                "learning by heart.",
+            ),
+        ]
+    )
+
+
+def _samples(light: Pictures) -> str:
+    return figure(
+        light["samples"],
+        alt="Grid of generated images, a row of ten for each class.",
+        caption="Generated images, ten of each class as they came, none picked. Each row was "
+        "asked for the class on its left.",
+        pixels=True,
+    )
+
+
+def _reconstructions(light: Pictures) -> str:
+    return figure(
+        light["reconstructions"],
+        alt="Held-out images above their reconstructions from more and more codes.",
+        caption="Held-out images, and below them what the decoder makes of the first code of each "
+        "position, the first two, and so on: every code adds what the ones before it left over.",
+        pixels=True,
+    )
+
+
+def _rate_distortion(content: ReportContent, light: Pictures, dark: Pictures) -> str:
+    bound = image_bound(content.held_out.images, content.bits_per_image)
+    rows = [
+        (f"depth {depth}", f"{bits:,.0f}", f"{error:.3%}", f"{least:.3%}")
+        for depth, (bits, error, least) in enumerate(
+            zip(content.bits_per_image, content.relative_error, bound, strict=True), start=1
+        )
+    ]
+    return figure(
+        light["rate_distortion"],
+        dark=dark["rate_distortion"],
+        alt="Relative error of held-out images falling as depth adds bits, beside the Gaussian "
+        "bound. The table below has the values.",
+        caption="Error over rate on held-out images. The dashed line is the least error any code "
+        "of that rate could have if pixels were Gaussian with the covariance of these images.",
+    ) + table(
+        ["", "bits per image", "relative error", "Gaussian bound"],
+        rows,
+        label="Rate and distortion by depth",
+    )
+
+
+def _code_usage(light: Pictures, dark: Pictures) -> str:
+    return figure(
+        light["code_usage"],
+        dark=dark["code_usage"],
+        alt="Bar charts, one a depth: how often each codebook entry is chosen.",
+        caption="How often each codebook entry is chosen for held-out images. The dashed line is "
+        "equal use; entries at zero are dead.",
+    )
+
+
+def _bits(content: ReportContent) -> str:
+    pairs = list(zip(content.bits_per_code, content.unigram_bits_per_code, strict=True))
+    rows = [
+        (f"depth {depth}", f"{bits:.2f}", f"{unigram:.2f}", _saved(bits, unigram))
+        for depth, (bits, unigram) in enumerate(pairs, start=1)
+    ]
+    bits, unigram = np.sum(pairs, axis=0)
+    rows.append(("all depths", f"{bits:.2f}", f"{unigram:.2f}", _saved(bits, unigram)))
+    text = (
+        "<p>Bits the transformer needs for each code of a held-out image, given all codes before "
+        "it and the class. The unigram column is the entropy of those codes: what a model pays "
+        "that knows only how frequent each is.</p>"
+    )
+    return text + table(
+        ["", "transformer", "unigram", "saved"],
+        rows,
+        label="Bits per code by depth",
+        strong="all depths",
+    )
+
+
+def _saved(bits: float, unigram: float) -> str:
+    return f"{1 - bits / unigram:.0%}" if unigram else ""
+
+
+def _losses(content: ReportContent, light: Pictures, dark: Pictures) -> str:
+    return "\n".join(
+        f"<h3>{escape(stage)}</h3>"
+        + figure(
+            light[f"losses_{number}"],
+            dark=dark[f"losses_{number}"],
+            alt=f"{stage}: {', '.join(curves)} over training steps.",
+        )
+        for number, (stage, curves) in enumerate(content.losses.items(), start=1)
+    )
+
+
+def _evaluation(content: ReportContent) -> str:
+    result = content.evaluation
+    heads = {**COLUMNS, "frechet_distance": f"FD ({result.extractor})"}
+    rows = []
+    for row in result.table:
+        shares = {
+            key: f"{row[key]:.3f}" if key == "density" else f"{row[key]:.1%}"
+            for key in COLUMNS
+            if not key.endswith("distance")
+        }
+        shares["frechet_distance"] = f"{row['frechet_distance']:.2f}"
+        shares["nearest_training_distance"] = f"{row['nearest_training_distance']:.1f}"
+        rows.append((ROW_NAMES[row["set"]], *(shares[key] for key in COLUMNS)))
+    height, width = result.resolution
+    meanings = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS.items()
+    )
+    return (
+        f"<p>Every row has {result.images:,} images of {height}x{width} pixels and is compared "
+        f"with the {result.images:,} held-out images, on the features of a classifier trained on "
+        f"the real training images; neighbourhoods reach {result.k} neighbours. The first row is "
+        "what as many real training images score: read every figure against it.</p>"
+        + table(
+            ["", *(heads[key] for key in COLUMNS)],
+            rows,
+            label="Evaluation of samples and reference sets",
+            strong=ROW_NAMES["samples"],
+        )
+        + f"<dl>{meanings}</dl>"
+        "<p>Real images: training images, with the held-out images' numbers per class; their last "
+        "four columns are those of the held-out images, as the classifier has seen the training "
+        "ones. Reconstructions are of the very images they are compared with, so they may beat "
+        "the first row. Class mean: for each held-out image the average training image of its "
+        f"class.</p><p>Extractor <code>{escape(result.extractor)}</code>, weights "
+        f"<code>sha256 {escape(result.sha256)}</code>.</p>"
+    )
+
+
+def _configuration(content: ReportContent) -> str:
+    text = yaml.safe_dump(dict(content.config), sort_keys=False, allow_unicode=True)
+    return details("Every setting of this run", text)
+
+
+def _reproduce(content: ReportContent) -> str:
+    commands = escape("\n".join(content.commands))
+    text = (
+        f"<pre>{commands}</pre><p>On one machine a seed fixes codes, checkpoints, pictures and "
+        "figures to the bit; other processors may differ in the last digits.</p>"
+    )
+    if not content.seconds:
+        return text
+    rows = [(name, f"{seconds:,.0f} s") for name, seconds in content.seconds.items()]
+    rows.append(("together", f"{sum(content.seconds.values()):,.0f} s"))
+    return text + table(["", "time"], rows, label="Time by part", strong="together")
