@@ -31,7 +31,7 @@ __all__ = [
     "save_grid",
 ]
 
-TILE = 56  # pixels an image is enlarged to, about
+TILE = 80  # pixels an image is enlarged to, about
 GREY = (128, 134, 145, 255)  # titles of grids: legible on white and on black
 
 
@@ -63,7 +63,7 @@ def draw_grid(
             different length.
         row_titles: Written to the left of each row.
         column_titles: Written above each column.
-        scale: Enlargement; None makes images about 56 pixels wide, and never smaller.
+        scale: Enlargement; None makes images about 80 pixels wide, and never smaller.
 
     Returns:
         A PNG file.
@@ -178,7 +178,9 @@ def draw_usage(counts: Sequence[np.ndarray], *, theme: Theme = LIGHT) -> bytes:
     Returns:
         A PNG file.
     """
-    figure = Figure(figsize=(8, 2.2 * math.ceil(len(counts) / 2)), dpi=144, layout="constrained")
+    figure = Figure(
+        figsize=(7.2, 2 * math.ceil(len(counts) / 2) + 0.3), dpi=160, layout="constrained"
+    )
     shape = (math.ceil(len(counts) / 2), min(2, len(counts)))
     panels = figure.subplots(*shape, squeeze=False).flat
     for depth, (axes, level) in enumerate(zip(panels, counts, strict=False), start=1):
@@ -233,7 +235,7 @@ def draw_losses(
 
 def _chart(theme: Theme) -> tuple[Figure, Any]:
     # A Figure of its own, not pyplot's: no global state, no window, safe in a server.
-    figure = Figure(figsize=(8, 4.2), dpi=144, layout="constrained")
+    figure = Figure(figsize=(7.2, 4), dpi=160, layout="constrained")
     figure.patch.set_facecolor(theme.ground)
     axes = figure.subplots()
     _style(axes, theme)

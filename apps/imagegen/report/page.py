@@ -72,9 +72,7 @@ def cards(items: Iterable[str]) -> str:
     return '<div class="cards">' + "\n".join(items) + "</div>"
 
 
-def figure(
-    png: bytes, *, alt: str, caption: str = "", dark: bytes | None = None, pixels: bool = False
-) -> str:
+def figure(png: bytes, *, alt: str, caption: str = "", dark: bytes | None = None) -> str:
     """Return an image with its caption.
 
     Args:
@@ -82,14 +80,12 @@ def figure(
         alt: What it shows, for those who do not see it.
         caption: Plain text under it.
         dark: The image for readers who prefer a dark page.
-        pixels: Keep enlarged pixels sharp.
     """
     source = f'<source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">' if dark else ""
     width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # PNG's header
-    kind = ' class="pixels"' if pixels else ""
     note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return (
-        f"<figure{kind}><picture>{source}"
+        f"<figure><picture>{source}"
         f'<img src="{_data(png)}" width="{width}" height="{height}" alt="{escape(alt)}">'
         f"</picture>{note}</figure>"
     )

@@ -44,7 +44,7 @@ MEANINGS = {
 ROW_NAMES = {
     "real": "real images",
     "reconstruction": "reconstructions",
-    "class mean": "class mean (trivial)",
+    "class mean": "class mean",
     "samples": "samples",
 }
 
@@ -111,19 +111,19 @@ def _headline(content: ReportContent) -> str:
                 "class_accuracy",
                 "class_accuracy_ceiling",
                 "Classifier on held-out images",
-                "A classifier sees in the sample the class that was asked for.",
+                "Samples in which a classifier sees the class that was asked for.",
             ),
             against_real(
                 "coverage",
                 "coverage_floor",
                 "Training images",
-                "Held-out images that have a sample close by: nothing is missing.",
+                "Held-out images with a sample close by. Falls where kinds are missing.",
             ),
             against_real(
                 "recall",
                 "recall_floor",
                 "Training images",
-                "Held-out images that lie among the samples: the variety is there.",
+                "Held-out images that lie among the samples. Falls where variety is lost.",
             ),
             card(
                 "Reconstruction error",
@@ -134,10 +134,9 @@ def _headline(content: ReportContent) -> str:
             card(
                 "Bits per position",
                 f"{bits:.2f}",
-                reference=f"Codes drawn independently: {unigram:.2f}",
+                reference=f"Knowing frequencies only: {unigram:.2f}",
                 meaning="What the transformer pays for the codes of held-out images. Less is "
-                "better: it has learned what follows what.",
-                share=bits / unigram if unigram else None,
+                "better: it knows what follows what.",
             ),
             card(
                 "Copies of training images",
@@ -158,7 +157,6 @@ def _samples(light: Pictures) -> str:
         alt="Grid of generated images, a row of ten for each class.",
         caption="Generated images, ten of each class as they came, none picked. Each row was "
         "asked for the class on its left.",
-        pixels=True,
     )
 
 
@@ -168,14 +166,13 @@ def _reconstructions(light: Pictures) -> str:
         alt="Held-out images above their reconstructions from more and more codes.",
         caption="Held-out images, and below them what the decoder makes of the first code of each "
         "position, the first two, and so on: every code adds what the ones before it left over.",
-        pixels=True,
     )
 
 
 def _rate_distortion(content: ReportContent, light: Pictures, dark: Pictures) -> str:
     bound = image_bound(content.held_out.images, content.bits_per_image)
     rows = [
-        (f"depth {depth}", f"{bits:,.0f}", f"{error:.3%}", f"{least:.3%}")
+        (f"depth {depth}", f"{bits:,.0f}", f"{100 * error:.3g}%", f"{100 * least:.3g}%")
         for depth, (bits, error, least) in enumerate(
             zip(content.bits_per_image, content.relative_error, bound, strict=True), start=1
         )
