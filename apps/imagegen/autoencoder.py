@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from imagegen.convolutions import Decoder, Encoder
 from rqtoolkit.errors import ConfigError, ShapeError
 from rqtoolkit.io.artifact import check_tensors, read_artifact, write_artifact
-from rqtoolkit.quantizers import ResidualQuantizer
+from rqtoolkit.quantizers import CodeStats, ResidualQuantizer
 
 __all__ = ["RQVAE", "RQVAEOutput", "fold_patches", "unfold_patches"]
 
@@ -30,14 +30,14 @@ class RQVAEOutput:
         codes: Codes of the bottleneck, shape (B, h, w, depth), int64.
         commitment_loss: Pull of the encoder towards its codewords, unweighted scalar.
         codebook_loss: Pull of the codewords towards the encoder, 0 where they move by averages.
-        usage: Share of entries chosen in this batch, shape (depth,).
+        stats: Statistics of the codes, with `usage` and `perplexity` per depth.
     """
 
     reconstruction: Tensor
     codes: Tensor
     commitment_loss: Tensor
     codebook_loss: Tensor
-    usage: Tensor
+    stats: CodeStats
 
 
 def fold_patches(x: Tensor, fold: int) -> Tensor:
@@ -136,7 +136,7 @@ class RQVAE(nn.Module):
         self.grid = (resolution // reduction, resolution // reduction)
         self.encoder = Encoder(**convolutions)
         self.quant_conv = nn.Conv2d(latent_channels, code_dim, 1)
-        self.quantizer = bottleneck
+        self.quantizer: Any = bottleneck
         self.post_quant_conv = nn.Conv2d(code_dim, latent_channels, 1)
         self.decoder = Decoder(**convolutions)
 
@@ -192,7 +192,7 @@ class RQVAE(nn.Module):
             codes=out.codes,
             commitment_loss=out.commitment_loss,
             codebook_loss=out.codebook_loss,
-            usage=out.stats.usage,
+            stats=out.stats,
         )
 
     def save(self, path: str | Path) -> None:

@@ -1,0 +1,184 @@
+"""Commands `rqtool imagegen ...` and `rqtool demo`: parse, call, show. Loads torch only to work."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rqtoolkit.cli.console import print_json, progress_bar
+
+__all__ = ["app", "demo"]
+
+app = typer.Typer(
+    help="Generate images: train an RQ-VAE and an RQ-Transformer, sample, evaluate.",
+    no_args_is_help=True,
+)
+
+RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or a shipped configuration: digits, fashion_mnist.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option(help="File or folder of images, in place of data.path.")
+    ] = None,
+    stage: Annotated[str, typer.Option(help="1, 2 or both.")] = "both",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
+    seed: Annotated[int | None, typer.Option(help="In place of the configuration's.")] = None,
+) -> None:
+    """Train both stages of a configuration in a run folder.
+
+    Ctrl-C leaves a run that --resume takes up where it stopped, equal to the bit to one that was
+    never interrupted.
+    """
+    from imagegen.config import load_config
+    from imagegen.jobs import train_run
+    from rqtoolkit.errors import ConfigError
+
+    stages = {"1": (1,), "2": (2,), "both": (1, 2)}
+    if stage not in stages:
+        raise ConfigError(f"train: --stage={stage} is not known; got none of 1, 2, both. Use one.")
+    overrides: dict[str, Any] = {}
+    if data is not None:
+        overrides["data.path"] = str(data.resolve())
+    if seed is not None:
+        overrides["seed"] = seed
+    settings = load_config(config, overrides=overrides)
+    with progress_bar() as progress:
+        train_run(settings, out, stages=stages[stage], resume=resume, progress=progress)
+    typer.echo(f"Trained: {out}")
+
+
+@app.command()
+def sample(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="New folder for the images.", show_default=False)],
+    num: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 100,
+    classes: Annotated[
+        str | None, typer.Option(help="Classes to draw, as 0,3,7; all of them by default.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Divides the logits; the run's by default, as the rest.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Codes kept; 0 keeps all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Probability mass kept.")] = None,
+    cfg_scale: Annotated[float | None, typer.Option(help="Strength of guidance.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes the images.")] = None,
+) -> None:
+    """Draw images from a finished run as PNGs, with a grid and their codes."""
+    from imagegen.jobs import draw_from_run, write_samples
+    from imagegen.runs import Run
+
+    settings: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "cfg_scale": cfg_scale,
+    }
+    with progress_bar() as progress:
+        samples = draw_from_run(
+            Run.open(run),
+            num,
+            classes=None if classes is None else _integers(classes),
+            seed=seed,
+            progress=progress,
+            **{name: value for name, value in settings.items() if value is not None},
+        )
+        write_samples(samples, out)
+    typer.echo(f"{num} images: {out}")
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print metrics.json and nothing else to stdout.")
+    ] = False,
+) -> None:
+    """Score a finished run on held-out images; writes metrics.json and report.html into it."""
+    from imagegen.runs import Run
+    from imagegen.scoring import evaluate_run
+
+    with progress_bar() as progress:
+        metrics = evaluate_run(Run.open(run), progress=progress)
+    if as_json:
+        print_json(metrics)
+    else:
+        _show(metrics)
+        typer.echo(f"Report: {run / 'report.html'}")
+
+
+@app.command()
+def reconstruct(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="New folder for the images.", show_default=False)],
+    images: Annotated[
+        Path | None,
+        typer.Argument(help="A folder or .npz of images; the held-out ones by default."),
+    ] = None,
+) -> None:
+    """Send images through the RQ-VAE; writes a grid of every depth, PNGs and codes."""
+    from imagegen.jobs import reconstruct_images
+    from imagegen.runs import Run
+
+    with progress_bar() as progress:
+        errors = reconstruct_images(Run.open(run), images, out, progress=progress)
+    for depth, error in enumerate(errors, start=1):
+        typer.echo(f"relative error at depth {depth}: {error:.4%}")
+    typer.echo(f"Reconstructions: {out}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path(
+        "demo-output"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Fixes the result to the bit.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tenth of the training: shows that it works.")
+    ] = False,
+) -> None:
+    """Train on 1,797 handwritten digits, sample, evaluate, write report.html: about 6 minutes."""
+    from imagegen.demo import run_demo
+
+    with progress_bar() as progress:
+        metrics = run_demo(out, seed=seed, quick=quick, progress=progress)
+    _show(metrics)
+    typer.echo(f"Report: {out / 'report.html'}")
+
+
+def _integers(text: str) -> list[int]:
+    from rqtoolkit.errors import ConfigError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"sample: --classes={text} must be numbers; got something else. Write 0,3,7."
+        ) from None
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    """Print the figures that a person looks at first."""
+    rows = [
+        ("relative error at depth 1, 2, …", "reconstruction_relative_error", "{:.2%}"),
+        ("bits per code at depth 1, 2, …", "bits_per_code", "{:.2f}"),
+        ("  of codes drawn by frequency", "unigram_bits_per_code", "{:.2f}"),
+    ]
+    for title, key, form in rows:
+        typer.echo(f"{title:34} {'  '.join(form.format(value) for value in metrics[key])}")
+    for name, reference in (
+        ("class_accuracy", "class_accuracy_ceiling"),
+        ("coverage", "coverage_floor"),
+        ("recall", "recall_floor"),
+    ):
+        title = name.replace("_", " ")
+        typer.echo(f"{title:34} {metrics[name]:.3f}  (real images: {metrics[reference]:.3f})")
+    if "seconds" in metrics:
+        typer.echo(f"{'seconds':34} {metrics['seconds']:.0f}")

@@ -1,0 +1,303 @@
+"""The configuration of a run: one tree of dataclasses, and the only place that reads YAML.
+
+Every field states its range; unknown keys are refused with the nearest known one. Nothing below
+this file takes a configuration object: stages unpack it into keyword arguments.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rqtoolkit.errors import ConfigError
+
+__all__ = [
+    "AutoencoderConfig",
+    "Config",
+    "DataConfig",
+    "QuantizerConfig",
+    "SamplingConfig",
+    "Stage1Config",
+    "Stage2Config",
+    "TransformerConfig",
+    "dump_config",
+    "load_config",
+    "shipped_configs",
+]
+
+
+def _in(default: Any, low: float | None = None, high: float | None = None) -> Any:
+    """A field with a range, ends included; lists are checked element by element."""
+    metadata = {"low": low, "high": high}
+    if isinstance(default, tuple):
+        return field(default_factory=lambda: default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _one_of(*choices: str) -> Any:
+    """A field with listed values, the first the default."""
+    return field(default=choices[0], metadata={"choices": choices})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Arguments of `imagegen.data.load_images`; the split has its own seed, runs share it."""
+
+    source: str = _one_of("digits", "npz", "folder")
+    path: str | None = None
+    resolution: int = _in(16, 4, 4096)
+    fit: str = _one_of("resize", "pad")
+    held_out: float | None = _in(None, 1e-6)
+    split_seed: int = _in(0, 0, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Sizes of `imagegen.autoencoder.RQVAE`."""
+
+    channels: int = _in(128, 1)
+    multipliers: tuple[int, ...] = _in((1, 1, 2, 2, 4, 4), 1)
+    blocks: int = _in(2, 1)
+    attention: tuple[int, ...] = _in((8,), 1)
+    middle: bool = True
+    latent_channels: int = _in(256, 1)
+    code_dim: int = _in(256, 1)
+    fold: int = _in(1, 1)
+    dropout: float = _in(0.0, 0.0, 0.9)
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """Arguments of `rqtoolkit.ResidualQuantizer`; its dim follows from the autoencoder."""
+
+    depth: int = _in(4, 1, 64)
+    codebook_size: int = _in(16384, 2)
+    shared_codebook: bool = True
+    update: str = _one_of("ema", "gradient")
+    decay: float = _in(0.99, 0.0, 0.99999)
+    restart_threshold: float = _in(0.25, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class _StageConfig:
+    """What both stages share: length, batch, optimizer, averaging, and how often to report."""
+
+    steps: int = _in(10_000, 1)
+    batch_size: int = _in(64, 1)
+    learning_rate: float = _in(4e-5, 1e-8, 1.0)
+    betas: tuple[float, float] = _in((0.9, 0.95), 0.0, 0.99999)
+    weight_decay: float = _in(0.0, 0.0, 1.0)
+    warmup_steps: int = _in(0, 0)
+    schedule: str = _one_of("constant", "cosine")
+    clip_norm: float | None = _in(None, 1e-6)
+    weight_average: float = _in(0.0, 0.0, 0.99999)
+    shift: int = _in(0, 0, 8)
+    log_every: int = _in(50, 1)
+    checkpoint_every: int = _in(1000, 1)
+    sample_every: int = _in(1000, 1)
+
+
+@dataclass(frozen=True)
+class Stage1Config(_StageConfig):
+    """Training of the RQ-VAE; `shift` moves images by up to so many pixels at random."""
+
+    betas: tuple[float, float] = _in((0.5, 0.9), 0.0, 0.99999)
+    commitment_weight: float = _in(0.25, 0.0)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of `rqtoolkit.RQTransformer`; positions, depth and classes follow from the data."""
+
+    dim: int = _in(1024, 8)
+    body_layers: int = _in(24, 1)
+    depth_layers: int = _in(4, 1)
+    num_heads: int = _in(16, 1)
+    dropout: float = _in(0.1, 0.0, 0.9)
+    label_dropout: float = _in(0.0, 0.0, 0.9)
+
+
+@dataclass(frozen=True)
+class Stage2Config(_StageConfig):
+    """Training of the RQ-Transformer.
+
+    `shift` moves images by up to so many pixels and tells the transformer by how much, since small
+    sets profit from moved copies only when they are known as such. `tau` is the temperature of soft
+    targets and stochastic codes, with `relative_tau` in units of the mean squared codeword norm.
+    `unshifted` is the share of images left in place.
+    """
+
+    learning_rate: float = _in(5e-4, 1e-8, 1.0)
+    weight_decay: float = _in(1e-4, 0.0, 1.0)
+    schedule: str = _one_of("cosine", "constant")
+    clip_norm: float | None = _in(1.0, 1e-6)
+    soft_targets: bool = True
+    stochastic_codes: bool = True
+    tau: float = _in(0.5, 1e-9)
+    relative_tau: bool = False
+    unshifted: float = _in(0.5, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Defaults of sampling; `top_k` 0, `top_p` 1 and `cfg_scale` 1 do nothing."""
+
+    temperature: float = _in(1.0, 1e-3, 10.0)
+    top_k: int = _in(0, 0)
+    top_p: float = _in(1.0, 1e-6, 1.0)
+    cfg_scale: float = _in(1.0, 0.0, 100.0)
+    batch_size: int = _in(100, 1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on; a seed and this tree fix its results to the bit."""
+
+    name: str = "unnamed"
+    seed: int = _in(0, 0, 2**31 - 1)
+    device: str = _one_of("auto", "cpu", "cuda", "mps")
+    dtype: str = _one_of("float32", "bfloat16")
+    data: DataConfig = field(default_factory=DataConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the configurations that come with the package, by name."""
+    folder = Path(str(resources.files("imagegen"))) / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_config(source: str | Path, *, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a configuration and check every key, type and range.
+
+    Args:
+        source: A YAML file, or the name of a shipped configuration.
+        overrides: Values that take precedence, keys dotted: {"data.path": "images.npz"}.
+
+    Returns:
+        The configuration with defaults filled in.
+
+    Raises:
+        ConfigError: If the file is missing, no YAML, or holds unknown keys or values out of range.
+    """
+    path = Path(source)
+    if not path.is_file():
+        shipped = shipped_configs()
+        if str(source) not in shipped:
+            raise ConfigError(
+                f"config: {source} is neither a file nor a shipped configuration; got no such "
+                f"path. Shipped are: {', '.join(shipped)}."
+            )
+        path = shipped[str(source)]
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"config: {path} is not readable YAML; got: {reason}.") from None
+    tree = {} if tree is None else tree
+    if isinstance(tree, dict) and "name" not in tree:
+        tree["name"] = path.stem
+    for dotted, value in (overrides or {}).items():
+        *parents, leaf = dotted.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = value
+    config = _build(Config, tree, f"config {path.name}", "")
+    assert isinstance(config, Config)
+    _check_together(config, path.name)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """Return the YAML text that `load_config` reads back as the same configuration."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _build(kind: type, tree: Any, where: str, prefix: str) -> Any:
+    if not isinstance(tree, dict):
+        place = prefix.rstrip(".") or "the file"
+        raise ConfigError(
+            f"{where}: {place} must hold keys and values; got {type(tree).__name__} {tree!r:.60}. "
+            f"Write `key: value` lines."
+        )
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            advice = f"Did you mean {prefix}{near[0]}?" if near else f"Known: {', '.join(known)}."
+            raise ConfigError(
+                f"{where}: {prefix}{key} is no known key; got {value!r:.40}. {advice}"
+            )
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            values[key] = _build(typing.cast(type, hint), value, where, f"{prefix}{key}.")
+        else:
+            values[key] = _check(f"{where}: {prefix}{key}", value, hint, known[key].metadata)
+    return kind(**values)
+
+
+def _check(name: str, value: Any, hint: Any, metadata: typing.Mapping[str, Any]) -> Any:
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name}={value!r} must be a list; got {type(value).__name__}.")
+        kinds = typing.get_args(hint)
+        if kinds[-1] is not Ellipsis and len(value) != len(kinds):
+            raise ConfigError(f"{name}={value!r} must hold {len(kinds)} values; got {len(value)}.")
+        return tuple(_check(name, item, kinds[0], metadata) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if type(value) is not hint:
+        article = "an" if hint is int else "a"
+        raise ConfigError(
+            f"{name}={value!r} must be {article} {hint.__name__}; got {type(value).__name__}."
+        )
+    low, high, choices = (metadata.get(key) for key in ("low", "high", "choices"))
+    if choices and value not in choices:
+        raise ConfigError(f"{name}={value!r} is not one of {', '.join(choices)}. Choose one.")
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        bound = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ConfigError(f"{name}={value!r} is out of range; must be {bound}.")
+    return value
+
+
+def _check_together(config: Config, name: str) -> None:
+    """Refuse values that are fine alone and wrong together."""
+    if config.transformer.dim % config.transformer.num_heads:
+        raise ConfigError(
+            f"config {name}: transformer.dim={config.transformer.dim} must divide by num_heads; "
+            f"got {config.transformer.num_heads}. Choose dim as a multiple of it."
+        )
+    guided = config.sampling.cfg_scale != 1.0
+    if guided and config.transformer.label_dropout == 0.0:
+        raise ConfigError(
+            f"config {name}: sampling.cfg_scale={config.sampling.cfg_scale} needs a model trained "
+            f"with label dropout; got transformer.label_dropout=0. Set it to 0.1."
+        )

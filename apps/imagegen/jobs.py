@@ -1,0 +1,199 @@
+"""The whole jobs behind the commands: train a run, sample from it, score it, write its report."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imagegen.autoencoder import RQVAE
+from imagegen.config import Config
+from imagegen.data import ImageSet, load_images
+from imagegen.pictures import save_grid
+from imagegen.reconstruct import encode_images, reconstruct, reconstruction_errors
+from imagegen.runs import Run
+from imagegen.sample import Samples, balanced_labels, sample_images
+from imagegen.shifts import count_shifts
+from imagegen.stage1 import train_stage1
+from imagegen.stage2 import train_stage2
+from imagegen.training import step_seed
+from rqtoolkit.errors import ConfigError
+from rqtoolkit.functional.progress import Progress
+from rqtoolkit.io.atomic import atomic_folder
+from rqtoolkit.transformer import RQTransformer
+
+__all__ = [
+    "draw_from_run",
+    "load_models",
+    "load_run_images",
+    "reconstruct_images",
+    "train_run",
+    "write_samples",
+]
+
+
+def load_run_images(config: Config, progress: Progress | None = None) -> tuple[ImageSet, ImageSet]:
+    """Load the training and held-out images that a configuration names."""
+    data = config.data
+    if data.path is None and data.source != "digits":
+        raise ConfigError(
+            f"config {config.name}: data.source={data.source} needs images; got no data.path. "
+            f"Pass --data PATH, or set data.path."
+        )
+    return load_images(
+        source=data.source,
+        path=data.path,
+        resolution=data.resolution,
+        fit=data.fit,
+        held_out=data.held_out,
+        seed=data.split_seed,
+        progress=progress,
+    )
+
+
+def train_run(
+    config: Config,
+    path: str | Path,
+    *,
+    stages: Sequence[int] = (1, 2),
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Train one or both stages of a configuration in a run folder.
+
+    Args:
+        config: What to train.
+        path: Folder of the run.
+        stages: Stages to train; 2 alone needs stage 1 finished in the same run.
+        resume: Go on with a run that was interrupted, or finished only stage 1.
+        progress: Called as progress(description, done, total).
+
+    Raises:
+        ConfigError: If the folder is taken, or the images are not named.
+        ArtifactError: If stage 2 is asked for and stage 1 is not finished.
+        DataError: If the loss is no longer finite.
+    """
+    train, held_out = load_run_images(config, progress)
+    run = Run.create(path, config, resume=resume)
+    if 1 in stages:
+        train_stage1(run, train, held_out, progress=progress)
+    if 2 in stages:
+        autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
+        train_stage2(run, autoencoder, train, held_out, progress=progress)
+    return run
+
+
+def load_models(run: Run) -> tuple[RQVAE, RQTransformer]:
+    """Load both finished models of a run."""
+    autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
+    path = run.require(run.transformer_path, 2)
+    return autoencoder, RQTransformer.load(path, device=run.device)
+
+
+def draw_from_run(
+    run: Run,
+    number: int,
+    *,
+    classes: Sequence[int] | None = None,
+    labels: np.ndarray | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+    **sampling: Any,
+) -> Samples:
+    """Draw images from a finished run.
+
+    Args:
+        run: The run.
+        number: Images to draw.
+        classes: Classes to draw in even numbers; None for all of them.
+        labels: The class of each image instead, shape (number,), int64.
+        seed: Fixes the result; None takes the run's.
+        progress: Called as progress(description, done, total).
+        **sampling: Settings of `imagegen.sample.sample_images` that replace the run's own.
+
+    Raises:
+        ConfigError: If a class is not one of the model's.
+        ArtifactError: If the run is not finished.
+    """
+    autoencoder, transformer = load_models(run)
+    reach = run.config.stage2.shift
+    kinds = None
+    if transformer.num_classes is not None and transformer.num_classes > count_shifts(reach):
+        kinds = transformer.num_classes // count_shifts(reach)
+    if labels is None and kinds is not None:
+        labels = balanced_labels(number, range(kinds) if classes is None else classes)
+    if labels is not None and (kinds is None or not 0 <= labels.min() <= labels.max() < kinds):
+        known = "none" if kinds is None else f"0 to {kinds - 1}"
+        raise ConfigError(
+            f"sample: classes={sorted(set(labels.tolist()))} are not the model's; it has {known}. "
+            f"Choose among those, or leave --classes out."
+        )
+    return sample_images(
+        transformer,
+        autoencoder,
+        number,
+        labels=labels,
+        reach=reach,
+        seed=step_seed(run.config.seed if seed is None else seed, 3),
+        progress=progress,
+        **{**dataclasses.asdict(run.config.sampling), **sampling},
+    )
+
+
+def write_samples(
+    samples: Samples, path: str | Path, *, grid: Sequence[np.ndarray] | None = None
+) -> None:
+    """Write every image as a PNG, a grid of them, codes.npy and labels.npy, as a new folder.
+
+    Args:
+        samples: What to write.
+        path: New folder.
+        grid: Rows of the grid; None takes the first hundred images.
+
+    Raises:
+        ArtifactError: If the folder is there already.
+    """
+    with atomic_folder(path) as folder:
+        labels = [""] * len(samples.images)
+        if samples.labels is not None:
+            labels = [f"-class-{label}" for label in samples.labels]
+            np.save(folder / "labels.npy", samples.labels)
+        if grid is None:
+            grid = np.array_split(samples.images[:100], min(10, len(samples.images)))
+        save_grid(folder / "grid.png", grid)
+        for number, (image, label) in enumerate(zip(samples.images, labels, strict=True)):
+            Image.fromarray(image.squeeze()).save(folder / f"{number:05d}{label}.png")
+        np.save(folder / "codes.npy", samples.codes)
+
+
+def reconstruct_images(
+    run: Run, source: Path | None, out: Path, *, progress: Progress | None = None
+) -> list[float]:
+    """Send images through the RQ-VAE of a run and write what comes out as a new folder.
+
+    Args:
+        run: A run whose stage 1 is finished.
+        source: A folder of images or an .npz, whose `x_test` counts; None takes held-out images.
+        out: New folder: a PNG an image, grid.png with every depth of the first, codes.npy.
+        progress: Called as progress(description, done, total).
+
+    Returns:
+        The relative error at every depth.
+
+    Raises:
+        ArtifactError: If the run or the images cannot be read, or `out` is there already.
+    """
+    autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
+    config = run.config
+    if source is not None:
+        kind = "folder" if source.is_dir() else "npz"
+        data = dataclasses.replace(config.data, source=kind, path=str(source))
+        config = dataclasses.replace(config, data=data)
+    _, held_out = load_run_images(config, progress)
+    images = held_out.images
+    levels = reconstruct(autoencoder, images)
+    samples = Samples(levels[-1], encode_images(autoencoder, images).numpy(), None)
+    write_samples(samples, out, grid=[images[:10], *levels[:, :10]])
+    return reconstruction_errors(images, levels)

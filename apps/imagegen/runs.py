@@ -1,0 +1,179 @@
+"""Runs as folders: config.yaml, metrics.jsonl, checkpoints/ and samples/, readable without us."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imagegen.config import Config, dump_config, load_config
+from rqtoolkit.errors import ArtifactError, ConfigError
+from rqtoolkit.io.artifact import read_artifact, write_artifact
+from rqtoolkit.io.atomic import atomic_path
+
+__all__ = ["Run", "deferred_interrupt", "resolve_device"]
+
+
+class Run:
+    """A training run on disk.
+
+    Attributes:
+        path: Folder of the run.
+        config: Its resolved configuration.
+        device: Where its models live.
+        autoencoder_path: Finished RQ-VAE, an artifact of `imagegen.autoencoder.RQVAE`.
+        transformer_path: Finished RQ-Transformer, an artifact of `rqtoolkit.RQTransformer`.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path, self.config = path, config
+        self.device = resolve_device(config.device)
+        self.checkpoints, self.samples = path / "checkpoints", path / "samples"
+        self.metrics_path = path / "metrics.jsonl"
+        self.autoencoder_path = self.checkpoints / "rqvae.safetensors"
+        self.transformer_path = self.checkpoints / "rqtransformer.safetensors"
+
+    @classmethod
+    def create(cls, path: str | Path, config: Config, *, resume: bool = False) -> "Run":
+        """Make the folder of a new run, or open it again to go on.
+
+        Args:
+            path: Folder of the run.
+            config: What to train.
+            resume: Go on where an earlier run of the same configuration stopped.
+
+        Raises:
+            ConfigError: If the folder holds a run already and `resume` is False, or holds one of
+                another configuration.
+        """
+        path = Path(path)
+        existing = path / "config.yaml"
+        if existing.exists():
+            if not resume:
+                raise ConfigError(
+                    f"run: {path} holds a run already; got no --resume. Pass --resume to go on "
+                    f"with it, or choose another folder."
+                )
+            if load_config(existing) != config:
+                raise ConfigError(
+                    f"run: {path} was started with another configuration; got one that differs "
+                    f"from its config.yaml. Resume with {existing}, or choose another folder."
+                )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(
+                f"run: {path} is not an empty folder and holds no run. Choose another folder."
+            )
+        run = cls(path, config)
+        for folder in (run.checkpoints, run.samples):
+            folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(existing) as temporary:
+            temporary.write_text(dump_config(config), encoding="utf-8")
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Open a run to read from it.
+
+        Raises:
+            ArtifactError: If the folder holds no run.
+        """
+        path = Path(path)
+        if not (path / "config.yaml").is_file():
+            raise ArtifactError(
+                f"run: {path} is not a run; got no config.yaml in it. Pass a folder that `rqtool "
+                f"imagegen train` or `rqtool demo` wrote."
+            )
+        return cls(path, load_config(path / "config.yaml"))
+
+    def require(self, path: Path, stage: int) -> Path:
+        """Return `path` if that stage has finished.
+
+        Raises:
+            ArtifactError: If it has not.
+        """
+        if not path.is_file():
+            raise ArtifactError(
+                f"run: stage {stage} of {self.path} is not finished; got no {path.name}. Run "
+                f"`rqtool imagegen train {self.path / 'config.yaml'} --out {self.path} --resume`."
+            )
+        return path
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(record)) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl, a last one that was cut off left out."""
+        if not self.metrics_path.exists():
+            return []
+        lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def forget_after(self, stage: int, step: int) -> None:
+        """Drop the lines of a stage beyond a step: resuming writes them again."""
+        kept = [m for m in self.metrics() if m["stage"] != stage or m["step"] <= step]
+        if self.metrics_path.exists():
+            with atomic_path(self.metrics_path) as temporary:
+                temporary.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
+
+    def save_state(self, stage: int, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Write everything a stage needs to go on, as one file."""
+        write_artifact(
+            self._state_path(stage), class_name="Training", arguments=arguments, tensors=tensors
+        )
+
+    def load_state(self, stage: int) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """Read what `save_state` wrote; None where the stage has not got that far."""
+        path = self._state_path(stage)
+        return read_artifact(path, class_name="Training") if path.exists() else None
+
+    def _state_path(self, stage: int) -> Path:
+        return self.checkpoints / f"stage{stage}.safetensors"
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" takes an accelerator where there is one.
+
+    Raises:
+        ConfigError: If the device asked for is not there.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if there["cuda"] else "cpu")
+    if not there[name]:
+        found = ", ".join(device for device, is_there in there.items() if is_there)
+        raise ConfigError(f"config: device={name} is not there; got {found}. Use device: auto.")
+    return torch.device(name)
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Hold Ctrl-C back so that a training step is never cut in half.
+
+    Yields a function that says whether Ctrl-C was pressed; the loop asks it between steps. A second
+    Ctrl-C strikes at once. Outside the main thread, where signals do not arrive, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    pressed = threading.Event()
+    previous = signal.getsignal(signal.SIGINT)
+
+    def hold(number: int, _frame: Any) -> None:
+        if pressed.is_set():
+            signal.signal(signal.SIGINT, previous)
+            os.kill(os.getpid(), number)
+        pressed.set()
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,99 @@
+"""Stage 1: train the RQ-VAE on images."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imagegen.autoencoder import RQVAE
+from imagegen.config import Config
+from imagegen.data import ImageSet, to_float
+from imagegen.losses import generator_loss
+from imagegen.pictures import save_grid
+from imagegen.reconstruct import reconstruct, reconstruction_errors
+from imagegen.runs import Run
+from imagegen.shifts import draw_shifts, shift_images
+from imagegen.training import WeightAverage, batch_rows, step_seed, train_loop
+from rqtoolkit.functional.progress import Progress
+from rqtoolkit.quantizers import ResidualQuantizer
+
+__all__ = ["build_autoencoder", "train_stage1"]
+
+
+def build_autoencoder(config: Config, *, image_channels: int) -> RQVAE:
+    """Build the RQ-VAE a configuration describes, weights drawn from torch's default generator."""
+    sizes = dataclasses.asdict(config.autoencoder)
+    dim = config.autoencoder.code_dim * config.autoencoder.fold**2
+    quantizer = ResidualQuantizer(dim, **dataclasses.asdict(config.quantizer))
+    return RQVAE(
+        quantizer, resolution=config.data.resolution, image_channels=image_channels, **sizes
+    )
+
+
+def train_stage1(
+    run: Run, train: ImageSet, held_out: ImageSet, *, progress: Progress | None = None
+) -> RQVAE:
+    """Train the run's RQ-VAE to the end, from its last checkpoint where there is one.
+
+    Args:
+        run: Folder and configuration.
+        train: Images to learn from.
+        held_out: Images to measure on.
+        progress: Called as progress(description, done, total).
+
+    Returns:
+        The finished model in eval mode, as saved in `run.autoencoder_path`.
+
+    Raises:
+        DataError: If the loss is no longer finite.
+    """
+    config, seed, device = run.config.stage1, run.config.seed, run.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(step_seed(seed, 1))
+        model = build_autoencoder(run.config, image_channels=train.channels)
+    model = model.to(device)
+    average = WeightAverage(model, config.weight_average)
+    optimizer = torch.optim.Adam(
+        model.parameters(), config.learning_rate, config.betas, weight_decay=config.weight_decay
+    )
+    images = torch.from_numpy(train.images)
+    half = run.config.dtype == "bfloat16"
+
+    def compute(step: int) -> tuple[Tensor, Callable[[], dict[str, Any]]]:
+        rows = batch_rows(len(train), config.batch_size, step, step_seed(seed, 1, 0))
+        batch = to_float(images[rows]).to(device)
+        shifts = draw_shifts(len(batch), config.shift, unmoved=0.0)
+        batch = shift_images(batch, shifts, config.shift)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            output = model(batch)
+        loss, parts = generator_loss(output, batch, commitment_weight=config.commitment_weight)
+
+        def figures() -> dict[str, Any]:
+            plain = {name: part.item() for name, part in parts.items()}
+            return {**plain, "usage": output.stats.usage}
+
+        return loss, figures
+
+    def observe(step: int) -> dict[str, Any]:
+        some = held_out.images[:: max(1, len(held_out) // 1000)]
+        levels = reconstruct(model, some)
+        shown = np.concatenate([some[None, :10], levels[:, :10]])
+        save_grid(run.samples / f"reconstructions-{step:07d}.png", shown)
+        return {"held_out_relative_error": reconstruction_errors(some, levels)}
+
+    train_loop(
+        run,
+        stage=1,
+        config=config,
+        module=model,
+        optimizer=optimizer,
+        average=average,
+        compute=compute,
+        observe=observe,
+        finish=lambda: model.save(run.autoencoder_path),
+        progress=progress,
+    )
+    return RQVAE.load(run.autoencoder_path, device)

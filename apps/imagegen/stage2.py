@@ -1,0 +1,154 @@
+"""Stage 2: train the RQ-Transformer on codes of the frozen RQ-VAE."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imagegen.autoencoder import RQVAE
+from imagegen.config import Config
+from imagegen.data import ImageSet, to_float
+from imagegen.pictures import save_grid
+from imagegen.reconstruct import encode_images
+from imagegen.runs import Run
+from imagegen.sample import balanced_labels, sample_images
+from imagegen.shifts import conditions, count_shifts, draw_shifts, shift_images
+from imagegen.training import WeightAverage, batch_rows, step_seed, train_loop
+from rqtoolkit.functional.progress import Progress
+from rqtoolkit.transformer import RQTransformer
+
+__all__ = ["build_transformer", "held_out_bits", "train_stage2"]
+
+
+def build_transformer(config: Config, autoencoder: RQVAE, num_classes: int | None) -> RQTransformer:
+    """Build the RQ-Transformer a configuration describes for the codes of an RQ-VAE."""
+    kinds = (num_classes or 1) * count_shifts(config.stage2.shift)
+    return RQTransformer(
+        positions=autoencoder.grid,
+        depth=config.quantizer.depth,
+        codebook_size=config.quantizer.codebook_size,
+        codebooks=autoencoder.quantizer.codebooks,
+        num_classes=kinds if num_classes or kinds > 1 else None,
+        **dataclasses.asdict(config.transformer),
+    )
+
+
+@torch.no_grad()
+def held_out_bits(
+    model: RQTransformer, codes: Tensor, cond: Tensor | None, *, batch_size: int = 256
+) -> list[float]:
+    """Return the mean bits the model spends on a code, per depth.
+
+    Args:
+        model: RQ-Transformer in eval mode.
+        codes: Codes of held-out images, shape (N, h, w, depth).
+        cond: Their conditions, shape (N,), or None.
+        batch_size: Images at a time.
+    """
+    device = next(model.parameters()).device
+    total = torch.zeros(codes.shape[-1], dtype=torch.float64)
+    for start in range(0, len(codes), batch_size):
+        part = codes[start : start + batch_size].to(device)
+        told = None if cond is None else cond[start : start + batch_size].to(device)
+        total += model.losses(part, cond=told).double().cpu() * len(part)
+    return [float(nats) / len(codes) / math.log(2) for nats in total]
+
+
+def train_stage2(
+    run: Run,
+    autoencoder: RQVAE,
+    train: ImageSet,
+    held_out: ImageSet,
+    *,
+    progress: Progress | None = None,
+) -> RQTransformer:
+    """Train the run's RQ-Transformer to the end, from its last checkpoint where there is one.
+
+    Latents are computed and codes drawn anew at every step: with stochastic codes no two passes
+    over the data are the same.
+
+    Args:
+        run: Folder and configuration.
+        autoencoder: Finished RQ-VAE; stays as it is.
+        train: Images to learn from.
+        held_out: Images to measure on.
+        progress: Called as progress(description, done, total).
+
+    Returns:
+        The finished model in eval mode, as saved in `run.transformer_path`.
+
+    Raises:
+        DataError: If the loss is no longer finite.
+    """
+    config, seed, device = run.config.stage2, run.config.seed, run.device
+    autoencoder = autoencoder.to(device).eval().requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(step_seed(seed, 2))
+        model = build_transformer(run.config, autoencoder, train.num_classes)
+    model = model.to(device)
+    average = WeightAverage(model, config.weight_average)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, config.betas, weight_decay=config.weight_decay
+    )
+    images = torch.from_numpy(train.images)
+    labels = None if train.labels is None else torch.from_numpy(train.labels)
+    half = run.config.dtype == "bfloat16"
+
+    def compute(step: int) -> tuple[Tensor, Callable[[], dict[str, Any]]]:
+        rows = batch_rows(len(train), config.batch_size, step, step_seed(seed, 2, 0))
+        batch = to_float(images[rows]).to(device)
+        shifts = draw_shifts(len(batch), config.shift, unmoved=config.unshifted)
+        with torch.no_grad():
+            latents = autoencoder.latents(shift_images(batch, shifts, config.shift))
+            soft = autoencoder.quantizer.soft_codes(
+                latents,
+                config.tau,
+                relative=config.relative_tau,
+                stochastic=config.stochastic_codes,
+            )
+        told = conditions(None if labels is None else labels[rows], shifts, reach=config.shift)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss = model.loss(
+                soft.codes,
+                cond=None if told is None else told.to(device),
+                targets=soft.probabilities if config.soft_targets else None,
+            )
+        return loss, dict
+
+    some = held_out.subset(slice(None, None, max(1, len(held_out) // 1000)))
+    codes = encode_images(autoencoder, some.images)
+    unmoved = torch.zeros(len(some), dtype=torch.int64)
+    known = None if some.labels is None else torch.from_numpy(some.labels)
+    told_held_out = conditions(known, unmoved, reach=config.shift)
+
+    def observe(step: int) -> dict[str, Any]:
+        classes = train.num_classes
+        drawn = sample_images(
+            model,
+            autoencoder,
+            40,
+            labels=balanced_labels(40, range(classes)) if classes else None,
+            reach=config.shift,
+            seed=step_seed(seed, 2, 1),
+            **dataclasses.asdict(run.config.sampling),
+        )
+        save_grid(run.samples / f"samples-{step:07d}.png", np.split(drawn.images, 4))
+        return {"held_out_bits_per_code": held_out_bits(model, codes, told_held_out)}
+
+    train_loop(
+        run,
+        stage=2,
+        config=config,
+        module=model,
+        optimizer=optimizer,
+        average=average,
+        compute=compute,
+        observe=observe,
+        finish=lambda: model.save(run.transformer_path),
+        progress=progress,
+    )
+    return RQTransformer.load(run.transformer_path, device=device).eval()

@@ -1,0 +1,86 @@
+"""Configurations: what they refuse, and how they say it."""
+
+import pytest
+import yaml
+
+from imagegen.config import Config, dump_config, load_config, shipped_configs
+from rqtoolkit.errors import ConfigError
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text: str):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_shipped_configurations_survive_a_round_trip(name, written):
+    config = load_config(name)
+    assert config.name == name
+    assert load_config(written(dump_config(config))) == config
+
+
+def test_what_is_not_written_keeps_its_default(written):
+    config = load_config(written("stage1: {steps: 7}"))
+    assert config.stage1.steps == 7
+    assert config.stage1.betas == Config().stage1.betas == (0.5, 0.9)
+    assert config.name == "mine"
+    assert load_config(written("")) == load_config(written("name: mine"))
+
+
+def test_overrides_win_over_the_file(written):
+    config = load_config(written("seed: 3"), overrides={"seed": 5, "stage2.steps": 2})
+    assert (config.seed, config.stage2.steps) == (5, 2)
+
+
+def test_numbers_may_be_written_with_an_exponent(written):
+    # YAML 1.1 takes 1e-3, without a dot, for a string
+    assert load_config(written("stage1: {learning_rate: 1e-3}")).stage1.learning_rate == 0.001
+    assert load_config(written("stage1: {learning_rate: 1}")).stage1.learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "stage1: {learnin_rate: 1}",
+            r"stage1\.learnin_rate .* Did you mean stage1\.learning_rate",
+        ),
+        ("stage3: {}", r"stage3 .* Did you mean stage"),
+        ("qqqqqq: 1", r"Known: name, seed"),
+        ("stage1: {steps: 0}", r"stage1\.steps=0 is out of range; must be at least 1"),
+        ("stage1: {steps: 1.5}", r"stage1\.steps=1\.5 must be an int; got float"),
+        ("stage1: {steps: true}", r"must be an int; got bool"),
+        ("stage1: {learning_rate: fast}", r"must be a float; got str"),
+        ("stage1: {learning_rate: .nan}", r"out of range"),
+        ("stage1: {betas: [0.5]}", r"must hold 2 values; got 1"),
+        ("stage1: {betas: 0.5}", r"must be a list; got float"),
+        ("stage1: 7", r"stage1 must hold keys and values; got int 7"),
+        ("[1, 2]", r"the file must hold keys and values"),
+        ("autoencoder: {multipliers: [1, 0]}", r"multipliers=0 is out of range"),
+        ("transformer: {dim: 10, num_heads: 4}", r"transformer\.dim=10 must divide by num_heads"),
+        ("sampling: {cfg_scale: 2.0}", r"needs a model trained with label dropout"),
+        ("data: {source: web}", r"data\.source='web' is not one of digits, npz, folder"),
+        ("a: [", r"not readable YAML"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(written, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(written(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_configuration_lists_the_shipped_ones():
+    with pytest.raises(ConfigError, match=r"Shipped are: .*digits"):
+        load_config("digit")
+
+
+def test_every_shipped_file_says_how_to_launch_it():
+    for name, path in shipped_configs().items():
+        text = path.read_text()
+        assert f"rqtool imagegen train {name} " in text
+        assert yaml.safe_load(text)

@@ -1,0 +1,196 @@
+"""The training loop: what a seed fixes, averages, schedules, and runs that stop and go on."""
+
+import itertools
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from imagegen.config import load_config
+from imagegen.data import ImageSet
+from imagegen.jobs import train_run
+from imagegen.runs import Run
+from imagegen.stage1 import train_stage1
+from imagegen.training import WeightAverage, batch_rows, learning_rate, step_seed
+from rqtoolkit.errors import ConfigError, DataError
+
+SMALL = {
+    "data.resolution": 8,
+    "autoencoder.channels": 4,
+    "autoencoder.multipliers": [1, 2],
+    "autoencoder.latent_channels": 8,
+    "autoencoder.code_dim": 4,
+    "autoencoder.dropout": 0.1,
+    "quantizer.depth": 2,
+    "quantizer.codebook_size": 8,
+    "transformer.dim": 16,
+    "transformer.num_heads": 2,
+    "transformer.body_layers": 1,
+    **{
+        f"{stage}.{key}": value
+        for stage in ("stage1", "stage2")
+        for key, value in {
+            "steps": 6,
+            "batch_size": 8,
+            "warmup_steps": 2,
+            "log_every": 1,
+            "checkpoint_every": 2,
+            "sample_every": 3,
+        }.items()
+    },
+    "sampling.batch_size": 40,
+}
+
+
+def small(**more):
+    return load_config("digits", overrides={**SMALL, **more})
+
+
+def contents(folder):
+    """Every file of a run; metrics without the seconds they took."""
+    files = {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*.*"))}
+    lines = Run.open(folder).metrics()
+    files["metrics"] = [{k: v for k, v in m.items() if k != "seconds"} for m in lines]
+    return {name: data for name, data in files.items() if str(name) != "metrics.jsonl"}
+
+
+def interrupt_at(stage, step):
+    """A progress callback that presses Ctrl-C at one step."""
+
+    def progress(description, done, _total):
+        if description.startswith(f"Stage {stage}") and done == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return progress
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train_run(small(), folder)
+    return contents(folder)
+
+
+def test_a_seed_fixes_a_run_to_the_bit(whole, tmp_path):
+    torch.manual_seed(1234)  # the surroundings do not matter
+    train_run(small(), tmp_path / "again")
+    assert contents(tmp_path / "again") == whole
+    train_run(small(seed=1), tmp_path / "other")
+    assert contents(tmp_path / "other")["metrics"] != whole["metrics"]
+
+
+@pytest.mark.parametrize(("stage", "step"), [(1, 1), (1, 4), (2, 3), (2, 5)])
+def test_an_interrupted_run_goes_on_to_the_bit(whole, tmp_path, stage, step):
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_run(small(), folder, progress=interrupt_at(stage, step))
+    train_run(small(), folder, resume=True)
+    assert contents(folder) == whole
+
+
+def test_a_killed_run_goes_on_to_the_bit(whole, tmp_path):
+    """Nothing is saved when a process is killed: it goes on from the last checkpoint."""
+
+    class KilledError(Exception):
+        pass
+
+    def progress(description, done, _total):
+        if description.startswith("Stage 2") and done == 5:
+            raise KilledError
+
+    folder = tmp_path / "run"
+    with pytest.raises(KilledError):
+        train_run(small(), folder, progress=progress)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": 2, "ste')  # a line cut in half
+    train_run(small(), folder, resume=True)
+    assert contents(folder) == whole
+
+
+def test_stages_may_be_trained_one_by_one(whole, tmp_path):
+    folder = tmp_path / "run"
+    train_run(small(), folder, stages=(1,))
+    train_run(small(), folder, stages=(2,), resume=True)
+    assert contents(folder) == whole
+
+
+def test_a_run_is_not_mixed_with_another(tmp_path):
+    folder = tmp_path / "run"
+    Run.create(folder, small())
+    with pytest.raises(ConfigError, match="Pass --resume"):
+        Run.create(folder, small())
+    with pytest.raises(ConfigError, match="another configuration"):
+        Run.create(folder, small(seed=9), resume=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        Run.create(tmp_path / "full", small())
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    config = small(**{"stage1.learning_rate": 1.0, "stage1.clip_norm": None, "stage1.steps": 50})
+    rng = np.random.default_rng(0)
+    images = ImageSet(rng.integers(0, 256, (16, 8, 8, 1), dtype=np.uint8))
+    run = Run.create(tmp_path / "run", config)
+
+    class Poison(nn.Module):
+        def forward(self, x):
+            return x * float("nan")
+
+    original = torch.nn.functional.mse_loss
+    try:
+        torch.nn.functional.mse_loss = lambda *a, **k: original(*a, **k) * float("nan")
+        with pytest.raises(
+            DataError, match=r"diverged; got a loss of nan at step 1.*learning_rate"
+        ):
+            train_stage1(run, images, images)
+    finally:
+        torch.nn.functional.mse_loss = original
+
+
+def test_batches_visit_every_row_once_a_pass():
+    rows = torch.cat([batch_rows(10, 4, step, seed=3) for step in range(5)])
+    assert sorted(rows[:10].tolist()) == sorted(rows[10:].tolist()) == list(range(10))
+    assert rows[:10].tolist() != rows[10:].tolist()
+    # a batch larger than the data spans several passes
+    assert sorted(batch_rows(3, 7, 0, seed=0).tolist())[:6] != []
+    assert batch_rows(3, 7, 0, seed=0).shape == (7,)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    config = small(**{"stage2.learning_rate": 1.0, "stage2.warmup_steps": 4, "stage2.steps": 12})
+    rates = [learning_rate(config.stage2, step) for step in range(12)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0  # the cosine starts at the top
+    assert rates[8] == pytest.approx(0.5)  # and is half way down half way
+    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
+
+
+def test_average_is_the_mean_at_first_and_exponential_later():
+    module = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(module, decay=0.5)
+    values = []
+    for value in (1.0, 3.0, 7.0):
+        with torch.no_grad():
+            module.weight.fill_(value)
+        average.update()
+        values.append(average.values["weight"].item())
+    # decay min(.5, n / (n + 1)): 1; (1 + 3) / 2; (2 + 7) / 2
+    assert values == [1.0, 2.0, 4.5]
+    with average.applied():
+        assert module.weight.item() == 4.5
+        assert not module.training
+    assert module.weight.item() == 7.0
+    assert module.training
+
+
+def test_seeds_of_neighbours_are_unrelated():
+    seeds = {
+        step_seed(seed, stage, step) for seed in range(5) for stage in (1, 2) for step in range(50)
+    }
+    assert len(seeds) == 500
+    assert all(0 <= seed < 2**63 for seed in seeds)
