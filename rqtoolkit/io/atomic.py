@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rqtoolkit.errors import ArtifactError
 
-__all__ = ["atomic_folder", "atomic_path"]
+__all__ = ["atomic_folder", "atomic_path", "check_output"]
 
 
 def _temporary(path: Path) -> Path:
@@ -22,6 +22,22 @@ def _check_parent(path: Path) -> None:
         raise ArtifactError(
             f"output: {path} cannot be written; got no folder {path.parent}. Make it first."
         )
+
+
+def check_output(path: str | Path) -> Path:
+    """Return `path` if a file can be written there; a long job asks before it starts.
+
+    Args:
+        path: File to write; its folder has to exist.
+
+    Raises:
+        ArtifactError: If the folder is missing, or `path` is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ArtifactError(f"output: {path} is a folder; got a file to write. Name a file in it.")
+    _check_parent(path)
+    return path
 
 
 @contextmanager
@@ -41,10 +57,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         >>> with atomic_path("codes.npy") as temporary:
         ...     np.save(temporary, codes)
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ArtifactError(f"output: {path} is a folder; got a file to write. Name a file in it.")
-    _check_parent(path)
+    path = check_output(path)
     temporary = _temporary(path)
     try:
         yield temporary
