@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from rqtoolkit.cli.console import print_json, progress_bar
 
 __all__ = ["app", "demo"]

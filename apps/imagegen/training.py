@@ -163,12 +163,12 @@ def train_loop(
             if done % config.sample_every == 0 or done == config.steps:
                 with average.applied():
                     run.log({"stage": stage, "step": done, **observe(done)})
+            report(progress, description, done, config.steps)
             stop = interrupted()
             if done % config.checkpoint_every == 0 or done == config.steps or stop:
                 _check_finite(loss, run, stage, done)
                 _save(run, stage, done, module, optimizer, average)
-            report(progress, description, done, config.steps)
-            if stop and done < config.steps:
+            if stop:
                 raise KeyboardInterrupt
     with average.applied():
         finish()
