@@ -351,7 +351,7 @@ class RQTransformer(nn.Module):
         arguments, tensors = read_artifact(path, class_name="RQTransformer", device=device)
         try:
             with torch.device("meta"):  # weights are about to be replaced: draw none
-                model = cls(**arguments, codebooks=tensors.get("codebooks"))
+                model = cls(**arguments, codebooks=tensors.get("embedding.codebooks"))
         except (TypeError, RQToolkitError) as error:
             raise ArtifactError(
                 f"RQTransformer.load: {path} has arguments that make no model; got {error} "
