@@ -48,7 +48,7 @@ layers: $(READY)
 	$(BIN)/lint-imports
 
 docs: $(READY)  ## build the documentation into site/, strictly
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 install: $(READY)  ## make the virtual environment only
 
