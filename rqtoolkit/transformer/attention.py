@@ -1,9 +1,14 @@
 """Causal self-attention and the preallocated cache that makes one step cost one position."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["CausalSelfAttention", "KeyValueCache"]
+
+# CUDA's fused kernels fail on more rows (https://github.com/pytorch/pytorch/issues/142228), and the
+# depth transformer has a row for every position of every sequence.
+_MOST_ROWS = 65_535
 
 
 class KeyValueCache:
@@ -83,5 +88,9 @@ class CausalSelfAttention(nn.Module):
             assert length == 1 or cache.length == 0, "fill the cache once, then step by step"
             keys, values = cache.append(keys, values)
         # One query at the end may see everything; is_causal would align it with the first key.
-        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=length > 1)
+        parts = [
+            F.scaled_dot_product_attention(*part, is_causal=length > 1)
+            for part in zip(*(x.split(_MOST_ROWS) for x in (queries, keys, values)), strict=True)
+        ]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.dropout(self.output(out.transpose(1, 2).reshape(batch, length, dim)))
