@@ -79,10 +79,10 @@ def read_npz(path: Path) -> tuple[ImageSet, ImageSet]:
     if not path.is_file():
         raise ArtifactError(f"load_images: path={path} is not a file. Check the path.")
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("a single array (.npy)")
-        with file:
+        with path.open("rb") as stream:  # np.load leaves its own file open where it fails
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("a single array (.npy)")
             arrays = {name: file[name] for name in file.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ArtifactError(
