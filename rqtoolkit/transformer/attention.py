@@ -88,9 +88,10 @@ class CausalSelfAttention(nn.Module):
             assert length == 1 or cache.length == 0, "fill the cache once, then step by step"
             keys, values = cache.append(keys, values)
         # One query at the end may see everything; is_causal would align it with the first key.
+        rows = (x.split(_MOST_ROWS) for x in (queries, keys, values))
         parts = [
-            F.scaled_dot_product_attention(*part, is_causal=length > 1)
-            for part in zip(*(x.split(_MOST_ROWS) for x in (queries, keys, values)), strict=True)
+            F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
+            for q, k, v in zip(*rows, strict=True)
         ]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.dropout(self.output(out.transpose(1, 2).reshape(batch, length, dim)))

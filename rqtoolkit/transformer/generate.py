@@ -48,7 +48,7 @@ def generate_codes(
     rules = sampling_rules(model.depth, temperature=temperature, top_k=top_k, top_p=top_p)
     cond = cond.to(device) if isinstance(cond, Tensor) else cond
     cond = check_condition(where, cond, num_classes=model.num_classes, batch=num_samples)
-    guided = _check_guidance(where, model, cfg_scale)
+    null_class = _null_class(where, model, cfg_scale)
     positions = _check_length(where, model, length)
     codes = torch.zeros(
         num_samples, math.prod(positions), model.depth, dtype=torch.int64, device=device
@@ -63,10 +63,10 @@ def generate_codes(
             f"Make it with torch.Generator({device.type!r})."
         )
     rows = codes.new_zeros(num_samples, 1) if cond is None else cond
-    if guided:
-        rows = torch.cat([rows, torch.full_like(rows, model.null_class or 0)])
+    if null_class is not None:
+        rows = torch.cat([rows, torch.full_like(rows, null_class)])
     with torch.inference_mode(), _evaluating(model):
-        _fill(model, codes, done, rows, rules, cfg_scale if guided else None, generator, progress)
+        _fill(model, codes, done, rows, rules, cfg_scale, generator, progress)
     return codes.view(num_samples, *positions, model.depth)
 
 
@@ -76,7 +76,7 @@ def _fill(
     done: int,
     rows: Tensor,
     rules: list[SamplingRule],
-    cfg_scale: float | None,
+    cfg_scale: float,
     generator: torch.Generator | None,
     progress: Progress | None,
 ) -> None:
@@ -107,7 +107,7 @@ def _draw_position(
     context: Tensor,
     caches: list[KeyValueCache],
     rules: list[SamplingRule],
-    cfg_scale: float | None,
+    cfg_scale: float,
     generator: torch.Generator | None,
 ) -> Tensor:
     """Draw the codes (B, depth) of one position given the body's output (B or 2 B, 1, dim)."""
@@ -124,16 +124,17 @@ def _draw_position(
             inputs = inputs.repeat(context.shape[0] // inputs.shape[0], 1, 1)
         hidden = model.depth_transformer(inputs + model.embedding.levels[level], caches)
         logits = model.classify(hidden[:, 0], level)
-        if cfg_scale is not None:
+        if cfg_scale != 1:
             with_class, without = logits.float().chunk(2)
             logits = without + cfg_scale * (with_class - without)
         drawn.append(rule.draw(logits, generator=generator))
     return torch.stack(drawn, -1)
 
 
-def _check_guidance(where: str, model: RQTransformer, cfg_scale: float) -> bool:
+def _null_class(where: str, model: RQTransformer, cfg_scale: float) -> int | None:
+    """Return the row that guidance compares with, None where guidance is off."""
     if cfg_scale == 1:
-        return False
+        return None
     if not math.isfinite(cfg_scale):
         raise ConfigError(f"{where}: cfg_scale={cfg_scale} must be finite.")
     if model.null_class is None:
@@ -141,7 +142,7 @@ def _check_guidance(where: str, model: RQTransformer, cfg_scale: float) -> bool:
             f"{where}: cfg_scale={cfg_scale} needs a model that was trained to do without its "
             "class; got one with label_dropout=0. Pass cfg_scale=1, or train with label_dropout."
         )
-    return True
+    return model.null_class
 
 
 def _check_length(where: str, model: RQTransformer, length: int | None) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from rqtoolkit.errors import ConfigError
 
 __all__ = ["SamplingRule", "sampling_rules"]
+
+_WHERE = "RQTransformer.generate"
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,31 @@ class SamplingRule:
         top_k: Keep the k largest logits, and every logit equal to the k-th. None keeps all.
         top_p: Keep the most likely entries up to and with the one at which their summed
             probability reaches p. None keeps all.
+
+    Raises:
+        ConfigError: If an attribute is out of its range.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(
+                f"{_WHERE}: temperature={self.temperature} must be over 0 and finite. "
+                "Pass top_k=1 for the most likely codes."
+            )
+        if self.top_k is not None and (not isinstance(self.top_k, Integral) or self.top_k < 1):
+            raise ConfigError(
+                f"{_WHERE}: top_k={self.top_k} must be an integer of at least 1. "
+                "Pass None to keep all entries."
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(
+                f"{_WHERE}: top_p={self.top_p} must be over 0 and at most 1. "
+                "Pass None to keep all entries."
+            )
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the distribution the code is drawn from.
@@ -85,32 +108,12 @@ def sampling_rules(
     Raises:
         ConfigError: If a setting is out of its range or a list is not `depth` long.
     """
-    rules = [
-        SamplingRule(*settings)
-        for settings in zip(
-            _per_depth("temperature", temperature, depth),
-            _per_depth("top_k", top_k, depth),
-            _per_depth("top_p", top_p, depth),
-            strict=True,
-        )
+    settings = [
+        _per_depth("temperature", temperature, depth),
+        _per_depth("top_k", top_k, depth),
+        _per_depth("top_p", top_p, depth),
     ]
-    for rule in rules:
-        if not 0 < rule.temperature < math.inf:
-            raise ConfigError(
-                f"generate: temperature={rule.temperature} must be over 0 and finite. "
-                "Pass top_k=1 for the most likely codes."
-            )
-        if rule.top_k is not None and (rule.top_k < 1 or rule.top_k != int(rule.top_k)):
-            raise ConfigError(
-                f"generate: top_k={rule.top_k} must be an integer of at least 1. "
-                "Pass None to keep all entries."
-            )
-        if rule.top_p is not None and not 0 < rule.top_p <= 1:
-            raise ConfigError(
-                f"generate: top_p={rule.top_p} must be over 0 and at most 1. "
-                "Pass None to keep all entries."
-            )
-    return rules
+    return [SamplingRule(*level) for level in zip(*settings, strict=True)]
 
 
 def _per_depth(name: str, value: object, depth: int) -> list:
@@ -118,7 +121,7 @@ def _per_depth(name: str, value: object, depth: int) -> list:
         return [value] * depth
     if len(value) != depth:
         raise ConfigError(
-            f"generate: {name}={list(value)} must hold one entry per depth level; "
+            f"{_WHERE}: {name}={list(value)} must hold one entry per depth level; "
             f"got {len(value)} for depth {depth}. Pass one number or {depth} of them."
         )
     return list(value)
