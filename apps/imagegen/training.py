@@ -65,7 +65,7 @@ def learning_rate(config: Stage1Config | Stage2Config, step: int) -> float:
 class WeightAverage:
     """Exponential moving average of a module's parameters; buffers follow as they are.
 
-    The average starts as the mean of the first steps, so early ones do not linger.
+    Its memory grows with the number of steps, to about a ninth of them, so early ones do not linger.
 
     Args:
         module: What to average.
@@ -79,7 +79,7 @@ class WeightAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Take in the current parameters."""
-        decay = min(self.decay, self.count / (self.count + 1))
+        decay = min(self.decay, self.count / (self.count + 9))
         for name, parameter in self.module.named_parameters():
             self.values[name].lerp_(parameter.detach(), 1 - decay)
         self.count += 1

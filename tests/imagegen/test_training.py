@@ -170,19 +170,19 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
 
 
-def test_average_is_the_mean_at_first_and_exponential_later():
+def test_average_forgets_the_start_faster_than_its_decay():
     module = nn.Linear(1, 1, bias=False)
-    average = WeightAverage(module, decay=0.5)
+    average = WeightAverage(module, decay=0.15)
     values = []
     for value in (1.0, 3.0, 7.0):
         with torch.no_grad():
             module.weight.fill_(value)
         average.update()
         values.append(average.values["weight"].item())
-    # decay min(.5, n / (n + 1)): 1; (1 + 3) / 2; (2 + 7) / 2
-    assert values == [1.0, 2.0, 4.5]
+    # decay min(0.15, n / (n + 9)) is 0, 0.1, 0.15
+    assert values == pytest.approx([1.0, 0.1 * 1 + 0.9 * 3, 0.15 * 2.8 + 0.85 * 7])
     with average.applied():
-        assert module.weight.item() == 4.5
+        assert module.weight.item() == pytest.approx(6.37)
         assert not module.training
     assert module.weight.item() == 7.0
     assert module.training
