@@ -1,4 +1,4 @@
-"""Every Python and shell block of the README and the documentation runs, in order, page by page.
+"""Every Python, shell and YAML block of the README and the documentation runs, in order, page by page.
 
 A block is left out only where the page says why, in a comment before it: <!-- not run: reason -->.
 """
@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imagegen.config import load_config
 from rqtoolkit.cli.app import main
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(
-    r"(?P<skip><!-- not run: [^>]+ -->\s*)?^```(?P<language>python|bash)\n(?P<text>.*?)^```$",
+    r"(?P<skip><!-- not run: [^>]+ -->\s*)?^```(?P<language>python|bash|yaml)\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
 
@@ -41,6 +42,10 @@ def test_blocks_of_a_page_run(page, tmp_path, monkeypatch, capsys):
     for language, text in _blocks(page):
         if language == "python":
             exec(compile(text, str(page), "exec"), names)
+            continue
+        if language == "yaml":  # a configuration of imagegen
+            Path("photos.yaml").write_text(text, encoding="utf-8")
+            load_config("photos.yaml")
             continue
         for line in text.splitlines():
             program, *arguments = shlex.split(line, comments=True)
