@@ -1,4 +1,4 @@
-"""Every Python, shell and YAML block of the README and the documentation runs, in order, page by page.
+"""Every Python, shell and YAML block of README and documentation runs, in order, page by page.
 
 A block is left out only where the page says why, in a comment before it: <!-- not run: reason -->.
 """
