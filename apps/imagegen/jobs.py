@@ -12,6 +12,7 @@ from imagegen.autoencoder import RQVAE
 from imagegen.config import Config
 from imagegen.data import ImageSet, load_images
 from imagegen.pictures import save_grid
+from imagegen.readers import fit_images, read_folder, read_npz
 from imagegen.reconstruct import encode_images, reconstruct, reconstruction_errors
 from imagegen.runs import Run
 from imagegen.sample import Samples, balanced_labels, sample_images
@@ -186,13 +187,13 @@ def reconstruct_images(
         ArtifactError: If the run or the images cannot be read, or `out` is there already.
     """
     autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
-    config = run.config
-    if source is not None:
-        kind = "folder" if source.is_dir() else "npz"
-        data = dataclasses.replace(config.data, source=kind, path=str(source))
-        config = dataclasses.replace(config, data=data)
-    _, held_out = load_run_images(config, progress)
-    images = held_out.images
+    data = run.config.data
+    if source is None:
+        images = load_run_images(run.config, progress)[1].images
+    elif source.is_dir():
+        images = read_folder(source, data.resolution, data.fit, progress).images
+    else:
+        images = fit_images(read_npz(source)[1], data.resolution, data.fit).images
     levels = reconstruct(autoencoder, images)
     samples = Samples(levels[-1], encode_images(autoencoder, images).numpy(), None)
     write_samples(samples, out, grid=[images[:10], *levels[:, :10]])

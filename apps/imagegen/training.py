@@ -65,7 +65,7 @@ def learning_rate(config: Stage1Config | Stage2Config, step: int) -> float:
 class WeightAverage:
     """Exponential moving average of a module's parameters; buffers follow as they are.
 
-    Its memory grows with the number of steps, to about a ninth of them, so early ones do not linger.
+    Its memory grows with the steps, to about a ninth of them, so that early ones do not linger.
 
     Args:
         module: What to average.

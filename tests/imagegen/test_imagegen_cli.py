@@ -1,0 +1,162 @@
+"""The commands on a tiny run: what they write, print and refuse."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from imagegen.cli import app
+from imagegen.config import dump_config, load_config
+from imagegen.data import load_images
+from imagegen.jobs import draw_from_run, load_models, train_run
+from imagegen.reconstruct import encode_images, reconstruct, reconstruction_errors
+from imagegen.runs import Run
+from rqtoolkit.errors import ArtifactError, ConfigError, DataError
+
+TINY = {
+    "data.resolution": 8,
+    "autoencoder.channels": 4,
+    "autoencoder.multipliers": [1, 2],
+    "autoencoder.latent_channels": 8,
+    "autoencoder.code_dim": 4,
+    "quantizer.depth": 2,
+    "quantizer.codebook_size": 8,
+    "transformer.dim": 16,
+    "transformer.num_heads": 2,
+    "transformer.body_layers": 1,
+    "transformer.label_dropout": 0.1,
+    "stage1.steps": 4,
+    "stage1.batch_size": 8,
+    "stage2.steps": 4,
+    "stage2.batch_size": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    train_run(load_config("digits", overrides=TINY), folder)
+    return folder
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_train_writes_a_run_that_resumes(tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text(dump_config(load_config("digits", overrides=TINY)))
+    out = tmp_path / "run"
+    invoke("train", config, "--out", out, "--stage", "1", "--seed", "3")
+    assert Run.open(out).config.seed == 3
+    with pytest.raises(ArtifactError, match=r"stage 2 .* is not finished"):
+        invoke("sample", out, "--out", tmp_path / "samples")
+    invoke("train", config, "--out", out, "--resume", "--seed", "3")
+    assert Run.open(out).transformer_path.exists()
+    with pytest.raises(ConfigError, match="Pass --resume"):
+        invoke("train", config, "--out", out, "--seed", "3")
+
+
+def test_sample_writes_images_codes_and_labels(run_folder, tmp_path):
+    out = tmp_path / "samples"
+    arguments = ("sample", run_folder, "--num", "6", "--classes", "3,7", "--seed", "1")
+    invoke(*arguments, "--temperature", "0.8", "--top-k", "4", "--top-p", "0.9", "--out", out)
+    assert np.load(out / "labels.npy").tolist() == [3, 3, 3, 7, 7, 7]
+    codes = np.load(out / "codes.npy")
+    assert codes.shape == (6, 4, 4, 2)
+    pictures = sorted(out.glob("0*.png"))
+    assert [p.name for p in pictures[2:4]] == ["00002-class-3.png", "00003-class-7.png"]
+    # the pictures are the codes, decoded
+    autoencoder, _ = load_models(Run.open(run_folder))
+    import torch
+
+    decoded = autoencoder.decode(torch.from_numpy(codes)).clamp(-1, 1).add(1).mul(127.5).round()
+    for picture, image in zip(pictures, decoded[:, 0].numpy(), strict=True):
+        assert np.array_equal(np.asarray(Image.open(picture)), image)
+    with pytest.raises(ArtifactError):
+        invoke(*arguments, "--out", out)
+
+
+def test_a_seed_fixes_samples_and_guidance_changes_them(run_folder):
+    run = Run.open(run_folder)
+    one, two = (draw_from_run(run, 20, seed=5) for _ in range(2))
+    assert np.array_equal(one.images, two.images)
+    assert not np.array_equal(one.codes, draw_from_run(run, 20, seed=6).codes)
+    assert not np.array_equal(one.codes, draw_from_run(run, 20, seed=5, cfg_scale=3.0).codes)
+
+
+def test_sample_refuses_classes_it_does_not_have(run_folder, tmp_path):
+    for classes, message in (("3,12", "0 to 9"), ("three", "must be numbers")):
+        with pytest.raises(ConfigError, match=message):
+            invoke("sample", run_folder, "--out", tmp_path / "s", "--classes", classes)
+    assert not (tmp_path / "s").exists()
+
+
+def test_evaluate_writes_the_report_and_prints_json_alone(run_folder):
+    printed = json.loads(invoke("evaluate", run_folder, "--json"))
+    assert printed == json.loads((run_folder / "metrics.json").read_text())
+    assert set(printed) >= {
+        "reconstruction_relative_error",
+        "class_accuracy",
+        "class_accuracy_ceiling",
+        "coverage",
+        "coverage_floor",
+        "recall",
+        "recall_floor",
+        "bits_per_code",
+        "unigram_bits_per_code",
+        "seconds",
+    }
+    assert len(printed["bits_per_code"]) == len(printed["reconstruction_relative_error"]) == 2
+    assert printed["evaluation"]["images"] == 360
+    assert "<html" in (run_folder / "report.html").read_text()
+    assert len(list((run_folder / "samples" / "evaluated").glob("0*.png"))) == 360
+
+
+def test_reconstruct_takes_held_out_images_or_a_folder(run_folder, tmp_path):
+    text = invoke("reconstruct", run_folder, "--out", tmp_path / "held_out")
+    assert "relative error at depth 2" in text
+    assert len(list((tmp_path / "held_out").glob("0*.png"))) == 360
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for number in range(5):
+        pixels = np.full((12, 9), 40 * number, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    invoke("reconstruct", run_folder, folder, "--out", tmp_path / "out")
+    assert np.load(tmp_path / "out" / "codes.npy").shape == (5, 4, 4, 2)
+    folder.joinpath("5.png").write_bytes(b"no picture")
+    with pytest.raises((ArtifactError, DataError)):
+        invoke("reconstruct", run_folder, folder, "--out", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_reconstruction_errors_are_a_plain_ratio(run_folder):
+    autoencoder, _ = load_models(Run.open(run_folder))
+    _, held_out = load_images(source="digits", resolution=8)
+    images = held_out.images[:50]
+    levels = reconstruct(autoencoder, images)
+    assert levels.shape == (2, *images.shape)
+    codes = encode_images(autoencoder, images, batch_size=7)
+    assert codes.shape == (50, 4, 4, 2)
+    x = images.astype(float)
+    spread = ((x - x.mean(0)) ** 2).sum()
+    expected = [((level - x) ** 2).sum() / spread for level in levels.astype(float)]
+    assert reconstruction_errors(images, levels) == pytest.approx(expected)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match=r"is not a run; got no config\.yaml"):
+        invoke("evaluate", tmp_path)
+
+
+def test_help_loads_no_torch():
+    code = "import sys, imagegen.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
