@@ -58,7 +58,7 @@ def progress_bar() -> Iterator[Progress]:
         yield _sparse_lines()
         return
     bars = Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -73,7 +73,7 @@ def progress_bar() -> Iterator[Progress]:
             for task in shown.values():
                 bars.remove_task(task)
             shown.clear()
-            shown[description] = bars.add_task(description, total=total)
+            shown[description] = bars.add_task(description, total=total, completed=done)
         bars.update(shown[description], completed=done, total=total)
 
     with bars:
