@@ -1,6 +1,5 @@
 """The demo: both stages on real digits, then samples, scores and a report, in one folder."""
 
-import shutil
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -37,8 +36,5 @@ def run_demo(
     begun = perf_counter()
     overrides = {"seed": seed, **(_QUICK if quick else {})}
     config = load_config("digits", overrides=overrides)
-    out = Path(out)
-    if (out / "config.yaml").is_file():
-        shutil.rmtree(out)
-    run = train_run(config, out, progress=progress)
+    run = train_run(config, out, replace=True, progress=progress)
     return evaluate_run(run, progress=progress, since=begun)

@@ -60,6 +60,7 @@ def train_run(
     *,
     stages: Sequence[int] = (1, 2),
     resume: bool = False,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Train one or both stages of a configuration in a run folder.
@@ -69,6 +70,7 @@ def train_run(
         path: Folder of the run.
         stages: Stages to train; 2 alone needs stage 1 finished in the same run.
         resume: Go on with a run that was interrupted, or finished only stage 1.
+        replace: Remove an earlier run of the same name from the folder.
         progress: Called as progress(description, done, total).
 
     Raises:
@@ -77,7 +79,7 @@ def train_run(
         DataError: If the loss is no longer finite.
     """
     train, held_out = load_run_images(config, progress)
-    run = Run.create(path, config, resume=resume)
+    run = Run.create(path, config, resume=resume, replace=replace)
     if 1 in stages:
         train_stage1(run, train, held_out, progress=progress)
     if 2 in stages:

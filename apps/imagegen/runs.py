@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -40,21 +41,29 @@ class Run:
         self.transformer_path = self.checkpoints / "rqtransformer.safetensors"
 
     @classmethod
-    def create(cls, path: str | Path, config: Config, *, resume: bool = False) -> "Run":
+    def create(
+        cls, path: str | Path, config: Config, *, resume: bool = False, replace: bool = False
+    ) -> "Run":
         """Make the folder of a new run, or open it again to go on.
 
         Args:
             path: Folder of the run.
             config: What to train.
             resume: Go on where an earlier run of the same configuration stopped.
+            replace: Remove an earlier run of the same name, and nothing else in the folder.
 
         Raises:
-            ConfigError: If the folder holds a run already and `resume` is False, or holds one of
-                another configuration.
+            ConfigError: If the folder holds a run already and it is neither resumed nor replaced,
+                or holds one of another configuration.
         """
         path = Path(path)
         existing = path / "config.yaml"
-        if existing.exists():
+        if existing.exists() and replace and load_config(existing).name == config.name:
+            for folder in (path / "checkpoints", path / "samples"):
+                shutil.rmtree(folder, ignore_errors=True)
+            for name in ("metrics.jsonl", "metrics.json", "report.html"):
+                (path / name).unlink(missing_ok=True)
+        elif existing.exists():
             if not resume:
                 raise ConfigError(
                     f"run: {path} holds a run already; got no --resume. Pass --resume to go on "

@@ -91,13 +91,22 @@ def evaluate_run(
         bits_per_code=metrics["bits_per_code"],
         unigram_bits_per_code=metrics["unigram_bits_per_code"],
         config=dataclasses.asdict(run.config),
-        commands=[f"rqtool imagegen train {run.config.name} --out RUN --seed {run.config.seed}"],
+        commands=_commands(run),
     )
     write_report(run.path / "report.html", content)
     metrics |= {"evaluation": result.to_json(), "seconds": round(perf_counter() - since, 1)}
     with atomic_path(run.path / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
+
+
+def _commands(run: Run) -> list[str]:
+    config, path = run.config, run.config.data.path
+    data = "" if path is None else f" --data {path}"
+    return [
+        f"rqtool imagegen train {config.name} --out RUN --seed {config.seed}{data}",
+        "rqtool imagegen evaluate RUN",
+    ]
 
 
 def _curves(run: Run) -> dict[str, dict[str, tuple[list[float], list[float]]]]:

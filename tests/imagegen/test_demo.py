@@ -39,4 +39,10 @@ def test_the_demo_replaces_nothing_but_a_run(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match="not an empty folder"):
         run_demo(tmp_path, quick=True)
+    (tmp_path / "config.yaml").write_text("name: mine")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run_demo(tmp_path, quick=True)
+    (tmp_path / "config.yaml").write_text("database: postgres")
+    with pytest.raises(ConfigError, match="database is no known key"):
+        run_demo(tmp_path, quick=True)
     assert (tmp_path / "thesis.txt").exists()
