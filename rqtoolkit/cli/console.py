@@ -20,7 +20,7 @@ from rich.table import Table
 
 from rqtoolkit.functional.progress import Progress
 
-__all__ = ["message", "print_json", "print_table", "progress_bar"]
+__all__ = ["json_text", "message", "print_json", "print_table", "progress_bar"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -32,9 +32,14 @@ def message(text: str) -> None:
     _errors.print(text, markup=False, soft_wrap=True)
 
 
+def json_text(value: Any) -> str:
+    """Return a value as JSON; infinite and undefined numbers become null."""
+    return json.dumps(_finite(value), indent=2)
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout; infinite and undefined numbers become null."""
-    print(json.dumps(_finite(value), indent=2))
+    print(json_text(value))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -1,27 +1,14 @@
 """`rqtool quantize`: fit a quantizer on a file of vectors, encode, decode, evaluate, sweep."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rqtoolkit.cli.console import message, print_json, print_table, progress_bar
-from rqtoolkit.errors import ConfigError, ShapeError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from rqtoolkit.functional.progress import Progress
-    from rqtoolkit.functional.streaming import RateDistortionSums
-    from rqtoolkit.io.vectors import VectorTable
-    from rqtoolkit.quantizers import ResidualQuantizer
+from rqtoolkit.errors import ConfigError
 
 __all__ = ["app"]
-
-_CHUNK_ELEMENTS = 2**24  # 64 MiB of float32 at a time
-_TRAIN_ROWS_PER_CODE = 1024
 
 app = typer.Typer(help="Quantize files of vectors.", no_args_is_help=True)
 
@@ -61,29 +48,32 @@ def fit(
     column: _Column = None,
 ) -> None:
     """Fit a quantizer on vectors and write it."""
+    from rqtoolkit.cli.work import chunk_rows, fit_quantizer, measure, row_chunks, training_rows
+    from rqtoolkit.functional.rate_distortion import bits_per_vector
     from rqtoolkit.io.tables import check_suffix
     from rqtoolkit.io.vectors import open_vectors
 
     check_suffix(_output(out, data), (".safetensors",))
     sizes = _numbers("--codebook-size", codebook_size)
     vectors = open_vectors(data, key=key, column=column)
+    x = training_rows(vectors, max(sizes), train_rows, seed)
     with progress_bar() as progress:
-        quantizer = fitted(
-            vectors,
+        quantizer = fit_quantizer(
+            x,
             depth,
             sizes if len(sizes) > 1 else sizes[0],
             shared_codebook=shared_codebook,
-            train_rows=train_rows,
             rounds=rounds,
             starts=starts,
             seed=seed,
             progress=progress,
         )
         quantizer.save(out)
-        sums = measured(quantizer, vectors, progress)
+        sums = measure(quantizer, row_chunks(x, chunk_rows(quantizer)), len(x), progress)
+    bits = bits_per_vector(quantizer.codebook_sizes)
     print_table(
         ["mse", "relative_error", "bits_per_vector", "rows"],
-        [[sums.mse[-1], sums.relative_error[-1], _bits(quantizer), sums.rows]],
+        [[sums.mse[-1], sums.relative_error[-1], bits, sums.rows]],
     )
     message(f"Wrote {out}")
 
@@ -98,16 +88,18 @@ def encode(
     id_column: _IdColumn = None,
 ) -> None:
     """Write the codes of vectors."""
+    from rqtoolkit.cli.work import chunk_rows, encode_chunks, load_quantizer
     from rqtoolkit.io.codes import write_codes
     from rqtoolkit.io.vectors import open_vectors
 
     _output(out, model, data)
     vectors = open_vectors(data, key=key, column=column, id_column=id_column)
-    quantizer = _load(model, vectors)
+    quantizer = load_quantizer(model, vectors)
+    chunks = vectors.chunks(chunk_rows(quantizer))
     with progress_bar() as progress:
         write_codes(
             out,
-            (codes for _, codes in _encoded(quantizer, vectors, progress)),
+            (codes for _, codes in encode_chunks(quantizer, chunks, vectors.rows, progress)),
             rows=vectors.rows,
             codebook_sizes=quantizer.codebook_sizes,
             ids=vectors.ids,
@@ -126,27 +118,19 @@ def decode(
     id_column: _IdColumn = None,
 ) -> None:
     """Write the vectors that codes stand for; codes of the first levels alone will do."""
-    import torch
-
+    from rqtoolkit.cli.work import chunk_rows, decode_chunks, load_quantizer
     from rqtoolkit.io.codes import open_codes
     from rqtoolkit.io.vectors import write_vectors
 
     _output(out, model, codes)
-    quantizer = _load(model)
+    quantizer = load_quantizer(model)
     sizes = quantizer.codebook_sizes
     table = open_codes(codes, codebook_sizes=sizes, key=key, column=column, id_column=id_column)
-
-    def decoded(progress: "Progress") -> "Iterator[NDArray[np.float32]]":
-        done = 0
-        for chunk in table.chunks(_chunk_rows(quantizer)):
-            yield quantizer.decode(torch.from_numpy(chunk)).numpy()
-            done += len(chunk)
-            progress("decode", done, table.rows)
-
+    chunks = table.chunks(chunk_rows(quantizer))
     with progress_bar() as progress:
         write_vectors(
             out,
-            decoded(progress),
+            decode_chunks(quantizer, chunks, table.rows, progress),
             rows=table.rows,
             dim=quantizer.dim,
             ids=table.ids,
@@ -168,12 +152,15 @@ def evaluate(
     mse is the squared error summed over dimensions and averaged over vectors; relative_error is
     mse over that of the mean vector; entropy is in bits.
     """
+    from rqtoolkit.cli.work import chunk_rows, load_quantizer, measure
+    from rqtoolkit.functional.rate_distortion import bits_per_vector
     from rqtoolkit.io.vectors import open_vectors
 
     vectors = open_vectors(data, key=key, column=column)
-    quantizer = _load(model, vectors)
+    quantizer = load_quantizer(model, vectors)
+    bits = bits_per_vector(quantizer.codebook_sizes)
     with progress_bar() as progress:
-        sums = measured(quantizer, vectors, progress)
+        sums = measure(quantizer, vectors.chunks(chunk_rows(quantizer)), vectors.rows, progress)
     if as_json:
         print_json(
             {
@@ -183,7 +170,7 @@ def evaluate(
                 "codebook_sizes": quantizer.codebook_sizes,
                 "mse": sums.mse[-1],
                 "relative_error": sums.relative_error[-1],
-                "bits_per_vector": _bits(quantizer),
+                "bits_per_vector": bits,
                 "usage": sums.usage,
                 "entropy": sums.entropy,
                 "perplexity": sums.perplexity,
@@ -206,7 +193,7 @@ def evaluate(
         ["depth", "codebook_size", "mse", "relative_error", "usage", "entropy", "perplexity"],
         list(levels),
     )
-    print(f"{_bits(quantizer):g} bits per vector, {sums.rows} vectors of dimension {quantizer.dim}")
+    print(f"{bits:g} bits per vector, {sums.rows} vectors of dimension {quantizer.dim}")
 
 
 @app.command()
@@ -244,83 +231,6 @@ def sweep(
     names = ["depth", "codebook_size", "bits_per_vector", "mse", "relative_error", "gaussian_mse"]
     print_table(names, [[result[name] for name in names] for result in results])
     message(f"Wrote {out}")
-
-
-def fitted(
-    vectors: "VectorTable",
-    depth: int,
-    codebook_size: int | list[int],
-    *,
-    shared_codebook: bool,
-    train_rows: int | None,
-    rounds: int,
-    starts: int,
-    seed: int,
-    progress: "Progress",
-) -> "ResidualQuantizer":
-    """Return a quantizer fitted on rows of a file, at most `train_rows` of them."""
-    from rqtoolkit.quantizers import ResidualQuantizer
-
-    quantizer = ResidualQuantizer(
-        vectors.dim, depth, codebook_size, shared_codebook=shared_codebook
-    )
-    rows = train_rows or _TRAIN_ROWS_PER_CODE * max(quantizer.codebook_sizes)
-    sample = vectors.sample(rows, seed=seed)
-    return quantizer.fit(
-        sample, rounds=rounds, starts=starts, max_rows=len(sample), seed=seed, progress=progress
-    )
-
-
-def measured(
-    quantizer: "ResidualQuantizer", vectors: "VectorTable", progress: "Progress"
-) -> "RateDistortionSums":
-    """Return the rate-distortion sums of a whole file, read in chunks."""
-    import torch
-
-    from rqtoolkit.functional.streaming import RateDistortionSums
-
-    total = None
-    for chunk, codes in _encoded(quantizer, vectors, progress):
-        partial_sums = quantizer.partial_sums(torch.from_numpy(codes)).numpy()
-        sums = RateDistortionSums.of(chunk, codes, partial_sums, quantizer.codebook_sizes)
-        total = sums if total is None else total + sums
-    assert total is not None  # a table has at least one row
-    return total
-
-
-def _encoded(
-    quantizer: "ResidualQuantizer", vectors: "VectorTable", progress: "Progress"
-) -> "Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]":
-    import torch
-
-    done = 0
-    for chunk in vectors.chunks(_chunk_rows(quantizer)):
-        yield chunk, quantizer.encode(torch.from_numpy(chunk)).numpy()
-        done += len(chunk)
-        progress("encode", done, vectors.rows)
-
-
-def _chunk_rows(quantizer: "ResidualQuantizer") -> int:
-    # A vector, its codes and its partial sums.
-    return max(1, _CHUNK_ELEMENTS // (quantizer.dim * (quantizer.depth + 1)))
-
-
-def _load(model: Path, vectors: "VectorTable | None" = None) -> "ResidualQuantizer":
-    from rqtoolkit.quantizers import ResidualQuantizer
-
-    quantizer = ResidualQuantizer.load(model)
-    if vectors is not None and vectors.dim != quantizer.dim:
-        raise ShapeError(
-            f"{vectors.path} has dimension {vectors.dim} but {model} was fitted for "
-            f"{quantizer.dim}. Name the data or the model that fit."
-        )
-    return quantizer.eval()
-
-
-def _bits(quantizer: "ResidualQuantizer") -> float:
-    from rqtoolkit.functional.rate_distortion import bits_per_vector
-
-    return bits_per_vector(quantizer.codebook_sizes)
 
 
 def _output(out: Path, *inputs: Path) -> Path:

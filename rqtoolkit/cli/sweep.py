@@ -1,6 +1,5 @@
 """Distortion over depth and codebook size, with the bound of Gaussian data beside it."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rqtoolkit.cli.quantize import fitted, measured
+from rqtoolkit.cli.console import json_text
+from rqtoolkit.cli.work import chunk_rows, fit_quantizer, measure, training_rows
 from rqtoolkit.errors import ArtifactError, DataError
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.functional.rate_distortion import bits_per_vector, gaussian_distortion
@@ -28,6 +28,7 @@ def run_sweep(
     depths: Sequence[int],
     sizes: Sequence[int],
     out: Path,
+    train_rows: int | None,
     progress: Progress,
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -38,8 +39,9 @@ def run_sweep(
         depths: Depths to fit.
         sizes: Codebook sizes to fit.
         out: Folder to write into; made where it is missing.
+        train_rows: Rows to fit on, drawn at random; None for 1024 for each codeword.
         progress: Told of each fit.
-        options: As `fitted` takes them.
+        options: As `fit_quantizer` takes them.
 
     Returns:
         For each fit its depth, codebook_size, bits_per_vector, mse, relative_error, and
@@ -54,48 +56,45 @@ def run_sweep(
             f"{vectors.path} has {vectors.rows} vectors, fewer than the {max(sizes)} codes of a "
             "level. Choose smaller codebooks."
         )
-    if out.exists() and not out.is_dir():
-        raise ArtifactError(f"--out={out} has to be a folder; got a file. Choose another name.")
-    chunk_rows = max(1, _CHUNK_ELEMENTS // vectors.dim)
-    spectrum = np.linalg.eigvalsh(covariance(vectors.chunks(chunk_rows))).clip(min=0)
-    pairs = [(size, depth) for size in sizes for depth in depths]
+    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ArtifactError(f"--out={out} has to be a folder; {existing} is a file.")
+    rows = max(1, _CHUNK_ELEMENTS // vectors.dim)
+    spectrum = np.linalg.eigvalsh(covariance(vectors.chunks(rows))).clip(min=0)
     results = []
-    for done, (size, depth) in enumerate(pairs):
-        name = f"[{done + 1}/{len(pairs)}] depth {depth}, codebook size {size}"
-        quantizer = fitted(
-            vectors,
-            depth,
-            size,
-            progress=lambda text, *counts, name=name: progress(f"{name}: {text}", *counts),
-            **options,
-        )
-        sums = measured(
-            quantizer,
-            vectors,
-            lambda text, *counts, name=name: progress(f"{name}: {text}", *counts),
-        )
-        bits = bits_per_vector(quantizer.codebook_sizes)
-        results.append(
-            {
-                "depth": depth,
-                "codebook_size": size,
-                "bits_per_vector": bits,
-                "mse": sums.mse[-1],
-                "relative_error": sums.relative_error[-1],
-                "gaussian_mse": gaussian_distortion(spectrum, bits),
-            }
-        )
+    for size in sizes:
+        x = training_rows(vectors, size, train_rows, options["seed"])
+        for depth in depths:
+            name = f"codebook size {size}, depth {depth}"
+
+            def tell(text: str, done: int, total: int, name: str = name) -> None:
+                progress(f"{name}: {text}", done, total)
+
+            quantizer = fit_quantizer(x, depth, size, progress=tell, **options).freeze()
+            chunks = vectors.chunks(chunk_rows(quantizer))
+            sums = measure(quantizer, chunks, vectors.rows, tell)
+            bits = bits_per_vector(quantizer.codebook_sizes)
+            results.append(
+                {
+                    "depth": depth,
+                    "codebook_size": size,
+                    "bits_per_vector": bits,
+                    "mse": sums.mse[-1],
+                    "relative_error": sums.relative_error[-1],
+                    "gaussian_mse": gaussian_distortion(spectrum, bits),
+                }
+            )
     report = {
         "data": vectors.path.name,
         "rows": vectors.rows,
         "dim": vectors.dim,
         "variance": float(spectrum.sum()),
-        "options": options,
+        "options": {"train_rows": train_rows, **options},
         "results": results,
     }
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out / "results.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
+        temporary.write_text(json_text(report) + "\n")
     with atomic_path(out / "rate_distortion.png") as temporary:
         # No metadata: equal results give equal bytes whatever the version of matplotlib.
         draw(results, spectrum).savefig(temporary, dpi=150, metadata={"Software": None})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rqtoolkit.cli import quantize
+from rqtoolkit.cli import work
 from rqtoolkit.cli.app import app, main
 from rqtoolkit.functional.rate_distortion import (
     distortion,
@@ -90,6 +90,13 @@ def test_fit_reads_at_most_train_rows(made, tmp_path, monkeypatch):
     assert taken == [40, 40]
 
 
+def test_fit_says_when_it_does_not_read_all(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(work, "_TRAIN_ROWS_PER_CODE", 10)
+    out = tmp_path / "m.safetensors"
+    run("fit", made / "x.npy", "--depth", 1, "--codebook-size", 4, *QUICK, "--out", out)
+    assert "Fitting on 40 of 300 vectors" in capsys.readouterr().err
+
+
 def test_fit_with_a_shared_codebook(made, tmp_path):
     out = tmp_path / "m.safetensors"
     options = ["--depth", 3, "--codebook-size", 8, "--shared-codebook", *QUICK]
@@ -104,13 +111,13 @@ def test_encode_writes_what_the_library_encodes(made, x, model):
 
 
 def test_chunks_do_not_change_the_codes(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantize, "_CHUNK_ELEMENTS", 17 * DIM * 4)
+    monkeypatch.setattr(work, "_CHUNK_ELEMENTS", 17 * DIM * 4)
     run("encode", made / "model.safetensors", made / "x.npy", "--out", tmp_path / "codes.npy")
     assert (tmp_path / "codes.npy").read_bytes() == (made / "codes.npy").read_bytes()
 
 
 def test_parquet_keeps_ids_there_and_back(made, tmp_path, model, monkeypatch):
-    monkeypatch.setattr(quantize, "_CHUNK_ELEMENTS", 17 * DIM * 4)
+    monkeypatch.setattr(work, "_CHUNK_ELEMENTS", 17 * DIM * 4)
     model_path, codes, back = (
         made / "model.safetensors",
         tmp_path / "c.parquet",
@@ -140,7 +147,7 @@ def test_decode_takes_any_prefix(made, tmp_path, model, depth):
 
 
 def test_evaluate_equals_the_functions_on_the_whole(made, x, model, monkeypatch, capsys):
-    monkeypatch.setattr(quantize, "_CHUNK_ELEMENTS", 17 * DIM * 4)
+    monkeypatch.setattr(work, "_CHUNK_ELEMENTS", 17 * DIM * 4)
     capsys.readouterr()
     run("evaluate", made / "model.safetensors", made / "x.npy", "--json")
     out, error = capsys.readouterr()
@@ -276,7 +283,7 @@ BAD_CALLS = [
     (["decode", "{model}", "{tmp}/no.npy", "--out", "{tmp}/y.npy"], "does not exist"),
     (["sweep", "{made}/x.npy", "--depths", "3-1", "--out", "{tmp}/s"], "--depths=3-1"),
     (["sweep", "{made}/x.npy", "--codebook-sizes", "301", "--out", "{tmp}/s"], "fewer than"),
-    (["sweep", "{made}/x.npy", "--codebook-sizes", "4", "--out", "{tmp}/dim5.npy"], "got a file"),
+    (["sweep", "{made}/x.npy", "--codebook-sizes", "4", "--out", "{tmp}/dim5.npy/s"], "is a file"),
 ]  # fmt: skip
 
 
@@ -306,7 +313,7 @@ def test_ctrl_c_leaves_nothing(made, tmp_path, monkeypatch, method):
         width = {"encode": 3, "decode": DIM}[method]
         return torch.zeros(17, width, dtype=torch.int64)
 
-    monkeypatch.setattr(quantize, "_CHUNK_ELEMENTS", 17 * DIM * 4)
+    monkeypatch.setattr(work, "_CHUNK_ELEMENTS", 17 * DIM * 4)
     monkeypatch.setattr(ResidualQuantizer, method, interrupt)
     source = made / {"encode": "x.npy", "decode": "codes.npy"}[method]
     for suffix in ("npy", "parquet"):
