@@ -82,6 +82,7 @@ class RQVAE(nn.Module):
         latent_channels: Channels between the encoder and its 1×1 convolution.
         code_dim: Channels after it.
         fold: Side of the patches of the feature map that share one stack of codes.
+        norm_groups: Groups of GroupNorm, at most; narrow networks want fewer than the paper's 32.
         dropout: Dropout inside residual blocks.
 
     Raises:
@@ -106,6 +107,7 @@ class RQVAE(nn.Module):
         latent_channels: int = 256,
         code_dim: int = 256,
         fold: int = 1,
+        norm_groups: int = 32,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -129,6 +131,7 @@ class RQVAE(nn.Module):
             "attention": list(attention),
             "middle": middle,
             "latent_channels": latent_channels,
+            "norm_groups": norm_groups,
             "dropout": dropout,
         }
         self.arguments = {**convolutions, "code_dim": code_dim, "fold": fold}

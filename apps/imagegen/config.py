@@ -70,6 +70,7 @@ class AutoencoderConfig:
     latent_channels: int = _in(256, 1)
     code_dim: int = _in(256, 1)
     fold: int = _in(1, 1)
+    norm_groups: int = _in(32, 1)
     dropout: float = _in(0.0, 0.0, 0.9)
 
 

@@ -13,20 +13,20 @@ from torch.nn import functional as F
 __all__ = ["Decoder", "Encoder"]
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with the paper's 32 groups, or the most that divide a narrower layer."""
-    groups = next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)
+def _norm(channels: int, most: int) -> nn.GroupNorm:
+    """GroupNorm with as many groups as divide the channels, `most` at most."""
+    groups = next(g for g in range(min(most, channels), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
     """Norm, SiLU, conv, twice, beside a shortcut that is 1×1 where the widths differ."""
 
-    def __init__(self, inputs: int, outputs: int, dropout: float) -> None:
+    def __init__(self, inputs: int, outputs: int, groups: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = _norm(inputs)
+        self.norm1 = _norm(inputs, groups)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = _norm(outputs)
+        self.norm2 = _norm(outputs, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
@@ -41,9 +41,9 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """One head of self-attention over the H·W places of a feature map."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -85,12 +85,17 @@ class _Level(nn.Module):
     """The blocks of one resolution, each followed by attention where that is asked for."""
 
     def __init__(
-        self, widths: Sequence[int], attention: bool, dropout: float, **resample: nn.Module
+        self,
+        widths: Sequence[int],
+        attention: bool,
+        groups: int,
+        dropout: float,
+        **resample: nn.Module,
     ) -> None:
         super().__init__()
         pairs = list(itertools.pairwise(widths))
-        self.block = nn.ModuleList(ResidualBlock(a, b, dropout) for a, b in pairs)
-        self.attn = nn.ModuleList(AttentionBlock(b) for _, b in pairs if attention)
+        self.block = nn.ModuleList(ResidualBlock(a, b, groups, dropout) for a, b in pairs)
+        self.attn = nn.ModuleList(AttentionBlock(b, groups) for _, b in pairs if attention)
         for name, module in resample.items():
             self.add_module(name, module)
         self.resample = next(iter(resample), None)
@@ -103,12 +108,12 @@ class _Level(nn.Module):
         return cast(Tensor, self.get_submodule(self.resample)(x)) if self.resample else x
 
 
-def _middle(channels: int, dropout: float) -> nn.ModuleDict:
+def _middle(channels: int, groups: int, dropout: float) -> nn.ModuleDict:
     return nn.ModuleDict(
         {
-            "block_1": ResidualBlock(channels, channels, dropout),
-            "attn_1": AttentionBlock(channels),
-            "block_2": ResidualBlock(channels, channels, dropout),
+            "block_1": ResidualBlock(channels, channels, groups, dropout),
+            "attn_1": AttentionBlock(channels, groups),
+            "block_2": ResidualBlock(channels, channels, groups, dropout),
         }
     )
 
@@ -125,6 +130,8 @@ class Encoder(nn.Module):
         attention: Resolutions at which every block is followed by attention.
         middle: Whether block, attention, block follow at the lowest resolution.
         latent_channels: Channels of the result.
+        norm_groups: Groups of GroupNorm, at most; the paper has 32. Groups of one channel
+            make it forget how bright an image is, so narrow networks want fewer.
         dropout: Dropout inside residual blocks.
     """
 
@@ -139,6 +146,7 @@ class Encoder(nn.Module):
         attention: Sequence[int],
         middle: bool,
         latent_channels: int,
+        norm_groups: int,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -150,10 +158,12 @@ class Encoder(nn.Module):
             widths = [width] + [channels * multiplier] * blocks
             width = widths[-1]
             resample = {} if last else {"downsample": Downsample(width)}
-            self.down.append(_Level(widths, resolution in attention, dropout, **resample))
+            self.down.append(
+                _Level(widths, resolution in attention, norm_groups, dropout, **resample)
+            )
             resolution = resolution if last else resolution // 2
-        self.mid = _middle(width, dropout) if middle else nn.ModuleDict()
-        self.norm_out = _norm(width)
+        self.mid = _middle(width, norm_groups, dropout) if middle else nn.ModuleDict()
+        self.norm_out = _norm(width, norm_groups)
         self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -183,21 +193,22 @@ class Decoder(nn.Module):
         attention: Sequence[int],
         middle: bool,
         latent_channels: int,
+        norm_groups: int,
         dropout: float,
     ) -> None:
         super().__init__()
         width = channels * multipliers[-1]
         self.conv_in = nn.Conv2d(latent_channels, width, 3, padding=1)
-        self.mid = _middle(width, dropout) if middle else nn.ModuleDict()
+        self.mid = _middle(width, norm_groups, dropout) if middle else nn.ModuleDict()
         levels: list[nn.Module] = []
         for level in reversed(range(len(multipliers))):
             widths = [width] + [channels * multipliers[level]] * (blocks + 1)
             width = widths[-1]
             here = resolution // 2**level in attention
             resample = {"upsample": Upsample(width)} if level else {}
-            levels.append(_Level(widths, here, dropout, **resample))
+            levels.append(_Level(widths, here, norm_groups, dropout, **resample))
         self.up = nn.ModuleList(reversed(levels))  # index 0 is the highest resolution
-        self.norm_out = _norm(width)
+        self.norm_out = _norm(width, norm_groups)
         self.conv_out = nn.Conv2d(width, image_channels, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -1,0 +1,68 @@
+"""The loss of stage 1, by hand and by the sign of its gradients."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from imagegen.autoencoder import RQVAE
+from imagegen.losses import generator_loss
+from rqtoolkit import ResidualQuantizer
+
+
+def test_the_loss_is_the_papers_sum():
+    output = SimpleNamespace(
+        reconstruction=torch.tensor([[[[1.0, 0.0]]]]),
+        commitment_loss=torch.tensor(2.0),
+        codebook_loss=torch.tensor(0.5),
+    )
+    images = torch.tensor([[[[0.0, 2.0]]]])
+    loss, parts = generator_loss(output, images, commitment_weight=0.25)
+    # (1² + 2²) / 2 = 2.5, and 2.5 + 0.25 · 2 + 0.5
+    assert loss.item() == 3.5
+    assert {name: part.item() for name, part in parts.items()} == {
+        "squared_error": 2.5,
+        "commitment": 2.0,
+    }
+
+
+def test_descending_it_brings_pixels_and_latents_closer():
+    reconstruction = torch.tensor([[[[0.8, -0.8]]]], requires_grad=True)
+    images = torch.zeros(1, 1, 1, 2)
+    zero = torch.zeros(())
+    output = SimpleNamespace(
+        reconstruction=reconstruction, commitment_loss=zero, codebook_loss=zero
+    )
+    generator_loss(output, images, commitment_weight=0.25)[0].backward()
+    assert reconstruction.grad.sign().flatten().tolist() == [1.0, -1.0]
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_a_few_steps_lower_it(update):
+    quantizer = ResidualQuantizer(4, 2, 8, update=update)
+    model = RQVAE(
+        quantizer,
+        resolution=8,
+        image_channels=1,
+        channels=8,
+        multipliers=(1, 2),
+        blocks=1,
+        attention=(),
+        middle=False,
+        latent_channels=8,
+        code_dim=4,
+        norm_groups=2,  # groups of one channel would not see grey levels
+    )
+    # four flat grey levels: a code could hardly be simpler
+    images = (
+        torch.linspace(-1, 1, 4).repeat(8)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(60):
+        loss, _ = generator_loss(model(images), images, commitment_weight=0.25)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.4 * losses[0]
