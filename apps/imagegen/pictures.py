@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from rqtoolkit.errors import ShapeError
@@ -159,7 +159,7 @@ def draw_rate_distortion(
         )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylim(top=max(errors) * 4)
     axes.margins(x=0.08)
     axes.set_xlabel("rate, bits per image")
@@ -226,7 +226,11 @@ def draw_losses(
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > 10 * values.min():
         axes.set_yscale("log")
+        # At most three decades leave room for 1, 2, 5, 10, …
+        subs = (1.0, 2.0, 5.0) if values.max() < 1000 * values.min() else (1.0,)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("training step")
     axes.set_ylabel(ylabel)
     _legend(axes, theme)
