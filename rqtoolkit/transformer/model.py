@@ -57,7 +57,7 @@ class RQTransformer(nn.Module):
             float32 whatever the model is cast to. None learns embeddings of width dim.
         num_classes: Classes to condition on; None is an unconditional model.
         label_dropout: Chance of training a sequence without its class. Over 0 it adds the null
-            class that guidance (`cfg_scale`) needs.
+            class that guidance (`cfg_scale`) needs. Drawn from torch's default generator, as dropout.
         dropout: Residual dropout.
 
     Raises:
@@ -138,7 +138,7 @@ class RQTransformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weights and embeddings from N(0, 0.02²), biases 0, as GPT-2 and the paper do."""
+        """Draw weights and embeddings from N(0, 0.02²), biases 0, as GPT-2 does."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)

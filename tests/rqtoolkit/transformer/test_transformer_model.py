@@ -315,3 +315,10 @@ def test_bad_inputs_are_named():
         line(sequence, cond, lengths=torch.tensor([1]))
     with pytest.raises(ShapeError, match="at most"):
         line(draw_codes(2, (6,)), cond)
+
+
+@pytest.mark.slow
+def test_the_loss_traces_as_one_graph():
+    model, codes, cond = build(), draw_codes(3), torch.tensor([0, 1, 2])
+    traced = torch.compile(lambda: model.loss(codes, cond=cond), backend="eager", fullgraph=True)
+    torch.testing.assert_close(traced(), model.loss(codes, cond=cond))
