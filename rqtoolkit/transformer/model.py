@@ -57,7 +57,8 @@ class RQTransformer(nn.Module):
             float32 whatever the model is cast to. None learns embeddings of width dim.
         num_classes: Classes to condition on; None is an unconditional model.
         label_dropout: Chance of training a sequence without its class. Over 0 it adds the null
-            class that guidance (`cfg_scale`) needs. Drawn from torch's default generator, as dropout.
+            class that guidance (`cfg_scale`) needs. Drawn from torch's default generator, as
+            dropout is.
         dropout: Residual dropout.
 
     Raises:
