@@ -186,3 +186,5 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, previous)
+    if pressed.is_set():  # after the last question
+        raise KeyboardInterrupt
