@@ -25,8 +25,10 @@ def level_sizes(
         raise ConfigError(
             f"ResidualQuantizer: dim and depth have to be at least 1; got dim={dim}, depth={depth}."
         )
-    single = isinstance(codebook_size, int)
-    sizes = (codebook_size,) * depth if single else tuple(int(size) for size in codebook_size)
+    if isinstance(codebook_size, Sequence):
+        sizes = tuple(int(size) for size in codebook_size)
+    else:
+        sizes = (int(codebook_size),) * depth
     if len(sizes) != depth or min(sizes) < 1:
         raise ConfigError(
             f"ResidualQuantizer: codebook_size={codebook_size} has to be positive, one number or "

@@ -96,7 +96,7 @@ class ResidualQuantizer(nn.Module):
             )
         self.dim = dim
         self.depth = depth
-        self.codebook_size = codebook_size if isinstance(codebook_size, int) else list(sizes)
+        self.codebook_size = list(sizes) if isinstance(codebook_size, Sequence) else sizes[0]
         self.codebook_sizes = sizes
         self.shared_codebook = shared_codebook
         self.update = update
