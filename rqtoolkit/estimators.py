@@ -48,7 +48,7 @@ class ResidualKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         *,
         shared_codebook: bool = False,
         n_init: int = 3,
-        max_iter: int = 10,
+        max_iter: int = 20,
         rounds: int = 4,
         beam: int = 1,
         random_state: Any = None,

@@ -31,6 +31,10 @@ _TrainRows = Annotated[
 ]
 _Rounds = Annotated[int, typer.Option(min=0, help="Rounds of joint least squares.")]
 _Starts = Annotated[int, typer.Option(min=1, help="Short k-means starts at each level.")]
+_Beam = Annotated[
+    int,
+    typer.Option(min=1, help="Prefixes kept in encoding, here and with the model; 1 is greedy."),
+]
 
 
 @app.command()
@@ -43,6 +47,7 @@ def fit(
     train_rows: _TrainRows = None,
     rounds: _Rounds = 4,
     starts: _Starts = 3,
+    beam: _Beam = 4,
     seed: _Seed = 0,
     key: _Key = None,
     column: _Column = None,
@@ -65,6 +70,7 @@ def fit(
             shared_codebook=shared_codebook,
             rounds=rounds,
             starts=starts,
+            beam=beam,
             seed=seed,
             progress=progress,
         )
@@ -206,6 +212,7 @@ def sweep(
     train_rows: _TrainRows = None,
     rounds: _Rounds = 4,
     starts: _Starts = 3,
+    beam: _Beam = 4,
     seed: _Seed = 0,
     key: _Key = None,
     column: _Column = None,
@@ -226,6 +233,7 @@ def sweep(
             train_rows=train_rows,
             rounds=rounds,
             starts=starts,
+            beam=beam,
             seed=seed,
         )
     names = ["depth", "codebook_size", "bits_per_vector", "mse", "relative_error", "gaussian_mse"]

@@ -302,7 +302,7 @@ class ResidualQuantizer(nn.Module):
         self,
         X: NDArray | Tensor,
         *,
-        iterations: int = 10,
+        iterations: int = 20,
         starts: int = 3,
         rounds: int = 4,
         max_rows: int | None = None,
