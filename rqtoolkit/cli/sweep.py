@@ -116,7 +116,7 @@ def draw(results: Sequence[dict[str, Any]], spectrum: NDArray[np.float64]) -> Fi
         axes.plot(bits, [result["mse"] for result in line], "o-", label=f"codebook size {size}")
     rates = np.linspace(0, max(result["bits_per_vector"] for result in results), 200)
     bound = [gaussian_distortion(spectrum, float(rate)) for rate in rates]
-    axes.plot(rates, bound, "--", color="0.5", label="Gaussian bound, same covariance")
+    axes.plot(rates, bound, "--", color="0.5", label="bound for Gaussian data of this covariance")
     axes.set(xlabel="bits per vector", ylabel="mse (sum over dimensions)", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -63,11 +63,14 @@ def fit_quantizer(
     shared_codebook: bool,
     rounds: int,
     starts: int,
+    beam: int,
     seed: int,
     progress: Progress,
 ) -> ResidualQuantizer:
     """Return a quantizer fitted on all rows of x, shape (N, dim)."""
-    quantizer = ResidualQuantizer(x.shape[1], depth, codebook_size, shared_codebook=shared_codebook)
+    quantizer = ResidualQuantizer(
+        x.shape[1], depth, codebook_size, shared_codebook=shared_codebook, beam=beam
+    )
     return quantizer.fit(
         x, rounds=rounds, starts=starts, max_rows=len(x), seed=seed, progress=progress
     )

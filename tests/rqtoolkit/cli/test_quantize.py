@@ -62,12 +62,13 @@ def model(made):
 
 def test_fit_writes_what_the_library_fits(x, model):
     assert model.codebook_sizes == (16, 8, 4)
-    peer = ResidualQuantizer(DIM, 3, [16, 8, 4]).fit(x, rounds=1, starts=1, seed=0)
+    assert model.beam == 4
+    peer = ResidualQuantizer(DIM, 3, [16, 8, 4], beam=4).fit(x, rounds=1, starts=1, seed=0)
     assert torch.equal(peer.codebooks, model.codebooks)
 
 
 def test_fit_is_fixed_by_its_seed(made, tmp_path, capsys):
-    options = ["--depth", 2, "--codebook-size", 8, *QUICK]
+    options = ["--depth", 2, "--codebook-size", 8, "--beam", 1, *QUICK]
     for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
         out = tmp_path / f"{name}.safetensors"
         run("fit", made / "x.npy", *options, "--seed", seed, "--out", out)
@@ -378,3 +379,12 @@ def test_a_stopped_process_leaves_nothing(tmp_path, number, code):
     assert process.returncode == code, error
     assert "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+
+
+@pytest.mark.slow
+def test_item_embeddings_reach_the_stated_error(shared_data, tmp_path, capsys):
+    data = shared_data("data/recsys/beauty/item_embeddings.npy")
+    for seed in range(5):
+        out = tmp_path / "m.safetensors"
+        run("fit", data, "--depth", 3, "--codebook-size", 256, "--seed", seed, "--out", out)
+        assert float(capsys.readouterr().out.split()[4]) <= 0.306
