@@ -50,7 +50,7 @@ class ResidualKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         n_init: int = 3,
         max_iter: int = 20,
         rounds: int = 4,
-        beam: int = 1,
+        beam: int = 4,
         random_state: Any = None,
     ) -> None:
         self.depth = depth
@@ -86,10 +86,14 @@ class ResidualKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             self.depth,
             self.codebook_size,
             shared_codebook=self.shared_codebook,
-            beam=self.beam,
         )
         quantizer.fit(
-            X, iterations=self.max_iter, starts=self.n_init, rounds=self.rounds, seed=seed
+            X,
+            iterations=self.max_iter,
+            starts=self.n_init,
+            rounds=self.rounds,
+            beam=self.beam,
+            seed=seed,
         )
         self.quantizer_ = quantizer
         self.codebooks_ = quantizer.codebooks.numpy()

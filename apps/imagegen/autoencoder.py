@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from imagegen.convolutions import Decoder, Encoder
 from rqtoolkit.errors import ConfigError, ShapeError
-from rqtoolkit.io.artifact import check_tensors, read_artifact, write_artifact
+from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, write_artifact
 from rqtoolkit.quantizers import CodeStats, ResidualQuantizer
 
 __all__ = ["RQVAE", "RQVAEOutput", "fold_patches", "unfold_patches"]
@@ -213,8 +213,9 @@ class RQVAE(nn.Module):
             ArtifactError: If the file is not such a model or is damaged.
         """
         arguments, tensors = read_artifact(path, class_name="RQVAE", device=str(device))
-        bottleneck = ResidualQuantizer(**arguments.pop("bottleneck"))
-        model = cls(bottleneck, **arguments)
+        with constructing(path):
+            bottleneck = ResidualQuantizer(**arguments.pop("bottleneck", {}))
+            model = cls(bottleneck, **arguments)
         check_tensors(path, model.state_dict(), tensors)
         model.load_state_dict(tensors)
         return model.to(device).eval()

@@ -68,11 +68,9 @@ def fit_quantizer(
     progress: Progress,
 ) -> ResidualQuantizer:
     """Return a quantizer fitted on all rows of x, shape (N, dim)."""
-    quantizer = ResidualQuantizer(
-        x.shape[1], depth, codebook_size, shared_codebook=shared_codebook, beam=beam
-    )
+    quantizer = ResidualQuantizer(x.shape[1], depth, codebook_size, shared_codebook=shared_codebook)
     return quantizer.fit(
-        x, rounds=rounds, starts=starts, max_rows=len(x), seed=seed, progress=progress
+        x, rounds=rounds, starts=starts, beam=beam, max_rows=len(x), seed=seed, progress=progress
     )
 
 

@@ -6,7 +6,8 @@ Nothing is ever unpickled, and equal content gives equal bytes.
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rqtoolkit.errors import ArtifactError
+from rqtoolkit.errors import ArtifactError, RQToolkitError
 from rqtoolkit.io.atomic import atomic_path
 
-__all__ = ["check_tensors", "read_artifact", "write_artifact"]
+__all__ = ["check_tensors", "constructing", "read_artifact", "write_artifact"]
 
 _FORMAT = "rqtoolkit"
 _VERSION = "1"
@@ -145,6 +146,24 @@ def _read_header(metadata: Mapping[str, str], where: str, class_name: str) -> di
     if not isinstance(arguments, dict):
         raise ArtifactError(f"{where} has damaged arguments in its header. Write it again.")
     return arguments
+
+
+@contextmanager
+def constructing(path: str | Path) -> Iterator[None]:
+    """Turn the errors of a constructor called with a header's arguments into one about the file.
+
+    Args:
+        path: File the arguments came from, for the message.
+
+    Raises:
+        ArtifactError: If the block raises because an argument is missing, unknown or impossible.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, RQToolkitError) as error:
+        raise ArtifactError(
+            f"load: {path} has arguments that make no object; got: {error} Write it again."
+        ) from error
 
 
 def check_tensors(

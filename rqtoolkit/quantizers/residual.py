@@ -19,7 +19,7 @@ from rqtoolkit.functional.assign import (
 )
 from rqtoolkit.functional.gradient import straight_through
 from rqtoolkit.functional.progress import Progress
-from rqtoolkit.io.artifact import check_tensors, read_artifact, write_artifact
+from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, write_artifact
 from rqtoolkit.quantizers.checks import check_codes, check_finite, level_sizes, training_rows
 from rqtoolkit.quantizers.codebook import CodebookTables
 from rqtoolkit.quantizers.fitting import kmeans_tables, refine_tables, sampled_tables
@@ -305,6 +305,7 @@ class ResidualQuantizer(nn.Module):
         iterations: int = 20,
         starts: int = 3,
         rounds: int = 4,
+        beam: int = 4,
         max_rows: int | None = None,
         seed: int = 0,
         progress: Progress | None = None,
@@ -317,6 +318,7 @@ class ResidualQuantizer(nn.Module):
             iterations: Lloyd iterations a level.
             starts: Short k-means++ starts a level, of which the best goes on.
             rounds: Rounds of encoding and joint least squares over all levels.
+            beam: Prefixes kept in the encoding of those rounds, and from then on in `encode`.
             max_rows: Rows used, drawn at random; 1024 per codeword when None.
             seed: Fixes the result.
             progress: Told of each level and round.
@@ -327,12 +329,19 @@ class ResidualQuantizer(nn.Module):
         Raises:
             ShapeError: If X is not (N, dim).
             DataError: If X is not numeric or finite, or has too few rows.
+            ConfigError: If a number is out of range.
             MissingDependencyError: If faiss is not installed.
         """
+        if min(iterations, starts, beam, rounds + 1) < 1:
+            raise ConfigError(
+                "ResidualQuantizer.fit: iterations, starts and beam have to be at least 1 and "
+                f"rounds at least 0; got {iterations}, {starts}, {beam} and {rounds}."
+            )
         if max_rows is None:
             max_rows = _FIT_ROWS_PER_CODE * max(self.codebook_sizes)
         x = training_rows(X, self.dim, max(self.codebook_sizes), max_rows, seed)
         x = x.to(self.state.tables.device)
+        self.beam = beam
         sizes = self.state.codebook_sizes
         tables = kmeans_tables(
             x, sizes, self.depth, iterations=iterations, starts=starts, seed=seed, progress=progress
@@ -372,7 +381,8 @@ class ResidualQuantizer(nn.Module):
             ArtifactError: If the file is missing, damaged, foreign or of an unknown version.
         """
         arguments, tensors = read_artifact(path, class_name="ResidualQuantizer", device=device)
-        quantizer = cls(**arguments).to(device)
+        with constructing(path):
+            quantizer = cls(**arguments).to(device)
         expected = {name: getattr(quantizer.state, name) for name in _ARTIFACT_TENSORS}
         check_tensors(path, expected, tensors)
         quantizer.state.load_state_dict({**quantizer.state.state_dict(), **tensors})

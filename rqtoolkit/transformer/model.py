@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rqtoolkit.errors import ArtifactError, ConfigError, RQToolkitError
+from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.progress import Progress
-from rqtoolkit.io.artifact import check_tensors, read_artifact, write_artifact
+from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, write_artifact
 from rqtoolkit.transformer.checks import (
     check_codes,
     check_condition,
@@ -350,14 +350,9 @@ class RQTransformer(nn.Module):
             ArtifactError: If the file is missing, damaged, or holds something else.
         """
         arguments, tensors = read_artifact(path, class_name="RQTransformer", device=device)
-        try:
-            with torch.device("meta"):  # weights are about to be replaced: draw none
-                model = cls(**arguments, codebooks=tensors.get("embedding.codebooks"))
-        except (TypeError, RQToolkitError) as error:
-            raise ArtifactError(
-                f"RQTransformer.load: {path} has arguments that make no model; got {error} "
-                "Write it again."
-            ) from error
+        # Weights are about to be replaced: on the meta device none are drawn.
+        with constructing(path), torch.device("meta"):
+            model = cls(**arguments, codebooks=tensors.get("embedding.codebooks"))
         check_tensors(path, model.state_dict(), tensors)
         model.load_state_dict(tensors, assign=True)
         return model.eval()
