@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rqtoolkit.functional.assign import level_tables
 
-__all__ = ["CodebookTables"]
+__all__ = ["CodebookTables", "broadcast_from_first"]
 
 # Revived entries start at this many times the threshold: time to prove themselves before the next
 # look, without outweighing what they collect.
@@ -131,7 +131,7 @@ class CodebookTables(nn.Module):
         for table, size in enumerate(self.codebook_sizes):
             own = [residuals[table]] if tables > 1 else list(residuals)
             pool = _draw_rows(own, size, generator)
-            _broadcast_from_first(pool)
+            broadcast_from_first(pool)
             counts = self.counts[table, :size]
             threshold = self.restart_threshold * counts.mean().clamp(max=1 / self.restart_threshold)
             dead = counts < threshold
@@ -141,9 +141,10 @@ class CodebookTables(nn.Module):
             self.counts[table, :size] = torch.where(dead, _REVIVED_COUNT * threshold, counts)
 
     def gather(self, x: Tensor) -> int:
-        """Keep vectors (N, dim) of all ranks for k-means; return how many there are."""
-        self.gathered = torch.cat([self.gathered, _gather_rows(x)])
-        return self.gathered.shape[0]
+        """Keep vectors (N, dim) of all ranks for k-means; return how many they are together."""
+        rows = _gather_rows(x)
+        self.gathered = torch.cat([self.gathered, rows])
+        return len(rows)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CodebookTables":
         """Follow the parent to another device, never to another precision."""
@@ -186,7 +187,8 @@ def _sum_over_ranks(tensor: Tensor) -> None:
         dist.all_reduce(tensor)
 
 
-def _broadcast_from_first(tensor: Tensor) -> None:
+def broadcast_from_first(tensor: Tensor) -> None:
+    """Overwrite a tensor with that of rank 0, where several processes train together."""
     if _synchronised():
         dist.broadcast(tensor, src=0)
 

@@ -21,7 +21,7 @@ from rqtoolkit.functional.gradient import straight_through
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, write_artifact
 from rqtoolkit.quantizers.checks import check_codes, check_finite, level_sizes, training_rows
-from rqtoolkit.quantizers.codebook import CodebookTables
+from rqtoolkit.quantizers.codebook import CodebookTables, broadcast_from_first
 from rqtoolkit.quantizers.fitting import kmeans_tables, refine_tables, sampled_tables
 from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput, SoftCodes
 
@@ -395,17 +395,19 @@ class ResidualQuantizer(nn.Module):
 
     def _start(self, x: Tensor, generator: torch.Generator | None) -> None:
         """Gather vectors; start the tables from them by k-means once there are enough."""
-        x = x[x.isfinite().all(dim=1)]
-        sizes = self.state.codebook_sizes
-        rows = self.state.gather(x)
-        if rows >= _GATHER_PER_CODE * max(sizes):
+        rows = self.state.gather(x[x.isfinite().all(dim=1)])
+        gathered, sizes = self.state.gathered, self.state.codebook_sizes
+        vectors = None
+        if len(gathered) >= _GATHER_PER_CODE * max(sizes):
             seed = int(torch.randint(2**31, (1,), generator=generator, device=x.device))
-            tables = kmeans_tables(self.state.gathered, sizes, self.depth, seed=seed)
-            self.state.set_tables(
-                tables, vectors=len(x) * (self.depth if self.shared_codebook else 1)
-            )
-        elif rows:
-            self.state.set_tables(sampled_tables(self.state.gathered, sizes, self.depth, generator))
+            tables = kmeans_tables(gathered, sizes, self.depth, seed=seed)
+            vectors = rows * (self.depth if self.shared_codebook else 1)
+        elif len(gathered):
+            tables = sampled_tables(gathered, sizes, self.depth, generator)
+        else:
+            return
+        broadcast_from_first(tables)
+        self.state.set_tables(tables, vectors)
 
     def _flatten(self, x: Tensor, where: str) -> tuple[Tensor, torch.Size]:
         """Return x as (N, dim) float32, and the shape of its other axes."""

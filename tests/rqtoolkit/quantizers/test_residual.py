@@ -377,3 +377,19 @@ def test_an_empty_batch_is_no_trouble():
     assert out.quantized.shape == (0, 7, 4)
     assert out.codes.shape == (0, 7, 3)
     assert out.commitment_loss.item() == 0
+
+
+def test_gradient_updates_train_and_restart():
+    torch.manual_seed(0)
+    x = torch.randn(400, 4)
+    quantizer = ResidualQuantizer(4, 2, 16, update="gradient", kmeans_init=False)
+    optimizer = torch.optim.Adam(quantizer.parameters(), 2e-2)
+    losses = []
+    for _ in range(150):
+        out = quantizer(x)
+        optimizer.zero_grad()
+        out.codebook_loss.backward()
+        optimizer.step()
+        losses.append(out.codebook_loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+    assert min(out.stats.usage) == 1.0
