@@ -249,7 +249,7 @@ def test_artifacts_of_something_else_are_refused(tmp_path):
         write_artifact(
             path, class_name="RQTransformer", arguments=arguments | wrong, tensors=tensors
         )
-        with pytest.raises(ArtifactError, match="make no model"):
+        with pytest.raises(ArtifactError, match="make no object"):
             RQTransformer.load(path)
 
 
