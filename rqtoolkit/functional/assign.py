@@ -158,7 +158,7 @@ def soft_assignment(x: Tensor, table: Tensor, tau: float) -> Tensor:
         Probabilities, shape (N, K). Not chunked: the result itself has that size.
 
     References:
-        Lee et al., CVPR 2022, Eq. 13 (soft labels).
+        Lee et al., CVPR 2022, section 3.2.3 (soft labels).
     """
     scores, _ = _half_distances(x, table)
     return scores.mul_(-2.0 / tau).softmax(dim=1)
