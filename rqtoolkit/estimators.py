@@ -10,6 +10,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from rqtoolkit.errors import DataError, ShapeError
+from rqtoolkit.functional.arguments import check_sizes
 from rqtoolkit.functional.rate_distortion import distortion
 from rqtoolkit.quantizers import ResidualQuantizer
 
@@ -74,19 +75,18 @@ class ResidualKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             ValueError: As scikit-learn's validation, for other unusable input.
         """
         X = self._validate(X, reset=True)
-        largest = int(np.max(self.codebook_size))
+        sizes = check_sizes("ResidualKMeans", self.codebook_size, self.depth)
+        largest = max(sizes)
         if len(X) < largest:
             raise DataError(
                 f"ResidualKMeans.fit: codebook_size={largest} needs at least as many vectors; "
                 f"got n_samples={len(X)}. Give more vectors or a smaller codebook_size."
             )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        quantizer = ResidualQuantizer(
-            X.shape[1],
-            self.depth,
-            self.codebook_size,
-            shared_codebook=self.shared_codebook,
-        )
+        with torch.random.fork_rng(devices=[]):  # random_state is the only source of chance
+            quantizer = ResidualQuantizer(
+                X.shape[1], self.depth, self.codebook_size, shared_codebook=self.shared_codebook
+            )
         quantizer.fit(
             X,
             iterations=self.max_iter,
@@ -104,7 +104,7 @@ class ResidualKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def transform(self, X: ArrayLike) -> NDArray[np.int64]:
         """Encode vectors; returns codes of shape (n_samples, depth)."""
         check_is_fitted(self)
-        x = torch.from_numpy(self._validate(X, reset=False))
+        x = torch.from_numpy(np.require(self._validate(X, reset=False), requirements="W"))
         return self.quantizer_.encode(x).numpy()
 
     def inverse_transform(self, X: ArrayLike) -> NDArray[np.float32]:

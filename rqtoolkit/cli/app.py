@@ -3,6 +3,7 @@
 Importing this module loads neither torch nor faiss; commands import what they need when they run.
 """
 
+import os
 import signal
 import sys
 import traceback
@@ -86,7 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read stdout has gone, as in `rqtool … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (RQToolkitError, OSError) as error:
         if debug:
             traceback.print_exc()

@@ -49,7 +49,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*(f"{cell:.5g}" if isinstance(cell, float) else str(cell) for cell in row))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    # A table wider than the terminal wraps there; cut figures would be lost.
+    console.print(table, width=max(console.width, console.measure(table).maximum), crop=False)
 
 
 @contextmanager

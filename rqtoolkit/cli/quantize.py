@@ -10,6 +10,8 @@ from rqtoolkit.errors import ConfigError
 
 __all__ = ["app"]
 
+_MOST_NUMBERS = 10_000
+
 app = typer.Typer(help="Quantize files of vectors.", no_args_is_help=True)
 
 _Data = Annotated[Path, typer.Argument(help="Vectors: .npy, .npz, .fvecs, .bvecs or .parquet.")]
@@ -22,7 +24,7 @@ _IdColumn = Annotated[
     str | None, typer.Option(help="Parquet column of ids to keep beside the rows.")
 ]
 _Shared = Annotated[bool, typer.Option("--shared-codebook", help="One table for all levels.")]
-_Seed = Annotated[int, typer.Option(min=0, help="Fixes the result.")]
+_Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Fixes the result.")]
 _TrainRows = Annotated[
     int | None,
     typer.Option(
@@ -225,8 +227,8 @@ def sweep(
     with progress_bar() as progress:
         results = run_sweep(
             vectors,
-            depths=_numbers("--depths", depths),
-            sizes=_numbers("--codebook-sizes", codebook_sizes),
+            depths=list(dict.fromkeys(_numbers("--depths", depths))),
+            sizes=list(dict.fromkeys(_numbers("--codebook-sizes", codebook_sizes))),
             out=out,
             progress=progress,
             shared_codebook=shared_codebook,
@@ -257,8 +259,13 @@ def _numbers(option: str, text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
-            numbers += range(int(first), int(last if dash else first) + 1)
-    except ValueError:
+            span = range(int(first), int(last if dash else first) + 1)
+            if len(span) > _MOST_NUMBERS:
+                raise ConfigError(f"{option}={text} spans over {_MOST_NUMBERS} numbers.")
+            numbers += span
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
         numbers = []
     if not numbers or min(numbers) < 1:
         raise ConfigError(

@@ -14,7 +14,7 @@ from rqtoolkit.errors import ArtifactError, DataError
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.functional.rate_distortion import bits_per_vector, gaussian_distortion
 from rqtoolkit.functional.streaming import covariance
-from rqtoolkit.io.atomic import atomic_path
+from rqtoolkit.io.atomic import atomic_path, check_output
 from rqtoolkit.io.vectors import VectorTable
 
 __all__ = ["run_sweep"]
@@ -59,6 +59,8 @@ def run_sweep(
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ArtifactError(f"--out={out} has to be a folder; {existing} is a file.")
+    check_output(existing / "results.json")
+    check_output(existing / "rate_distortion.png")
     rows = max(1, _CHUNK_ELEMENTS // vectors.dim)
     spectrum = np.linalg.eigvalsh(covariance(vectors.chunks(rows))).clip(min=0)
     results = []

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from rqtoolkit.cli.console import message
-from rqtoolkit.errors import ShapeError
+from rqtoolkit.errors import DataError, ShapeError
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.functional.streaming import RateDistortionSums
 from rqtoolkit.io.vectors import VectorTable
@@ -46,6 +46,11 @@ def training_rows(
     Raises:
         DataError: If a value is NaN, infinite, or beyond float32.
     """
+    if min(vectors.rows, train_rows or vectors.rows) < codebook_size:
+        raise DataError(
+            f"{vectors.path} offers {min(vectors.rows, train_rows or vectors.rows)} vectors to fit "
+            f"on, fewer than the {codebook_size} codes of a level. Choose smaller codebooks."
+        )
     if train_rows is None:
         train_rows = min(_TRAIN_ROWS_PER_CODE * codebook_size, _TRAIN_ELEMENTS // vectors.dim)
         if train_rows < vectors.rows:

@@ -13,7 +13,7 @@ def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
         quantized: Its quantized value, same shape.
 
     Returns:
-        Tensor equal to `quantized`, whose gradient flows to x unchanged.
+        Tensor equal to `quantized` up to rounding, whose gradient flows to x unchanged.
 
     References:
         Bengio, Léonard & Courville, "Estimating or Propagating Gradients Through Stochastic

@@ -31,12 +31,20 @@ def check_output(path: str | Path) -> Path:
         path: File to write; its folder has to exist.
 
     Raises:
-        ArtifactError: If the folder is missing, or `path` is a folder.
+        ArtifactError: If the folder is missing or cannot be written, or `path` is a folder.
     """
     path = Path(path)
     if path.is_dir():
         raise ArtifactError(f"output: {path} is a folder; got a file to write. Name a file in it.")
     _check_parent(path)
+    temporary = _temporary(path)
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise ArtifactError(
+            f"output: {path} cannot be written; got {error.strerror}. Choose another place or name."
+        ) from error
     return path
 
 

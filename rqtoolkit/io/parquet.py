@@ -60,6 +60,8 @@ class ParquetTable:
             raise DataError(f"{where} holds nulls from row {start} on. Drop or fill these rows.")
         lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
         dim = self.dim or int(lengths[0])
+        if dim == 0:
+            raise DataError(f"{where} is empty; got lists of length 0.")
         if (lengths != dim).any():
             row = int(np.argmax(lengths != dim))
             raise ShapeError(

@@ -7,14 +7,13 @@ What the rows mean, vectors or codes, is decided one module up.
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pyarrow import ArrowException, ChunkedArray
+from pyarrow import ChunkedArray
 
 from rqtoolkit.errors import ArtifactError, ConfigError, DataError, RQToolkitError, ShapeError
 from rqtoolkit.io.atomic import atomic_path
@@ -132,7 +131,7 @@ def open_table(
         table = _open(path, suffix, key, column, id_column)
     except (RQToolkitError, PermissionError):
         raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, ArrowException) as error:
+    except Exception as error:  # parsers of foreign bytes raise a dozen kinds, tokenize's included
         raise unreadable(path, error) from error
     if table.dtype.kind not in "iuf":
         raise DataError(
@@ -174,6 +173,11 @@ def write_table(
     suffix = check_suffix(path, WRITABLE)
     if ids is not None and suffix == ".npy":
         raise ConfigError(f"output: {path} has no room for ids. Name a .parquet file.")
+    if ids is not None and id_column == column:
+        raise ConfigError(
+            f"--id-column={id_column} is also the name of the column to write into {path}. "
+            "Rename the column of ids."
+        )
     with atomic_path(path) as temporary:
         if suffix == ".npy":
             # Not a memory map: a full disk then is an error to catch and not a fatal signal.
@@ -245,12 +249,11 @@ def _map_npz(path: Path, key: str | None) -> NDArray:
             raise unknown_name("--key", key, path, names)
         # A zip member cannot be mapped in place when compressed: it is unpacked to a file without
         # a name, which vanishes with the process.
-        stream = tempfile.TemporaryFile()  # noqa: SIM115
-        with archive.open(archive.namelist()[names.index(key)]) as member:
+        name = archive.namelist()[names.index(key)]
+        with tempfile.TemporaryFile() as stream, archive.open(name) as member:
             shutil.copyfileobj(member, stream, 2**20)
-    stream.seek(0)
-    with stream:
-        return _map_npy(stream, path)
+            stream.seek(0)
+            return _map_npy(stream, path)
 
 
 def _refuse(option: str, value: str | None, path: Path, fits: bool, kind: str) -> None:

@@ -8,8 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
+from rqtoolkit.functional.arguments import check_count, check_sizes
 
-__all__ = ["check_codes", "check_finite", "level_sizes", "training_rows"]
+__all__ = ["check_codes", "check_finite", "check_vectors", "level_sizes", "training_rows"]
+
+
+_LARGEST = 1e15  # squares of larger values, summed, leave the range of float32
 
 
 def level_sizes(
@@ -18,42 +22,56 @@ def level_sizes(
     """Return the codebook size of each level.
 
     Raises:
-        ConfigError: If a number is not positive, the sizes are not one per level, or a shared
-            codebook is asked to have several sizes.
+        ConfigError: If a number is not a positive integer, the sizes are not one per level, or a
+            shared codebook is asked to have several sizes.
     """
-    if min(dim, depth) < 1:
-        raise ConfigError(
-            f"ResidualQuantizer: dim and depth have to be at least 1; got dim={dim}, depth={depth}."
-        )
-    if isinstance(codebook_size, Sequence):
-        sizes = tuple(int(size) for size in codebook_size)
-    else:
-        sizes = (int(codebook_size),) * depth
-    if len(sizes) != depth or min(sizes) < 1:
-        raise ConfigError(
-            f"ResidualQuantizer: codebook_size={codebook_size} has to be positive, one number or "
-            f"one for each of depth={depth} levels."
-        )
+    where = "ResidualQuantizer"
+    check_count(where, "dim", dim)
+    sizes = check_sizes(where, codebook_size, check_count(where, "depth", depth))
     if shared_codebook and len(set(sizes)) > 1:
         raise ConfigError(
-            f"ResidualQuantizer: codebook_size={codebook_size} differs over levels, which one "
-            "shared codebook cannot. Pass one number, or shared_codebook=False."
+            f"{where}: codebook_size={codebook_size} differs over levels, which one shared "
+            "codebook cannot. Pass one number, or shared_codebook=False."
         )
     return sizes
 
 
-def check_finite(x: Tensor, where: str) -> None:
-    """Refuse vectors (N, dim) with NaN or infinite values, naming the first.
+def check_vectors(x: object, where: str) -> None:
+    """Refuse anything but a floating-point tensor.
+
+    Raises:
+        DataError: If it is another type, or holds integers, booleans or complex numbers.
+    """
+    if not isinstance(x, Tensor):
+        raise DataError(
+            f"ResidualQuantizer.{where}: x has to be a torch tensor; got {type(x).__name__}. "
+            "Pass torch.as_tensor(x)."
+        )
+    if not x.is_floating_point():
+        raise DataError(
+            f"ResidualQuantizer.{where}: x has to be floating point; got {x.dtype}. Pass x.float()."
+        )
+
+
+def check_finite(x: Tensor, where: str, rows: Tensor | None = None) -> None:
+    """Refuse vectors (N, dim) with NaN, infinite or huge values, naming the first.
+
+    Args:
+        x: Vectors.
+        where: Method, for the message.
+        rows: What row of the user's data each is, where they were drawn from it.
 
     Raises:
         DataError: If there are any.
     """
-    bad = ~x.isfinite().all(dim=1)
+    bad = ~(x.abs() <= _LARGEST).all(dim=1)
     if bool(bad.any()):
+        first = int(bad.int().argmax())
+        row = first if rows is None else int(rows[first])
         raise DataError(
-            f"ResidualQuantizer.{where}: vectors have to be finite; got NaN or infinity in "
-            f"{int(bad.sum())} of {len(x)} rows, first in row {int(bad.int().argmax())}. "
-            "Remove or mend them."
+            f"ResidualQuantizer.{where}: vectors have to be finite and within ±{_LARGEST:g}; got "
+            f"NaN, infinity or more in {int(bad.sum())} of {len(x)} rows, first in row {row}. "
+            "Remove, mend or scale them."
         )
 
 
@@ -64,6 +82,11 @@ def check_codes(codes: Tensor, codebook_sizes: Sequence[int], where: str) -> Ten
         ShapeError: If d is 0 or more than there are levels.
         DataError: If the codes are not integers, or out of range.
     """
+    if not isinstance(codes, Tensor):
+        raise DataError(
+            f"ResidualQuantizer.{where}: codes have to be a torch tensor of integers; "
+            f"got {type(codes).__name__}. Pass torch.as_tensor(codes)."
+        )
     depth = len(codebook_sizes)
     given = codes.shape[-1] if codes.ndim else 0
     if not 1 <= given <= depth:
@@ -72,7 +95,7 @@ def check_codes(codes: Tensor, codebook_sizes: Sequence[int], where: str) -> Ten
             f"{depth}; got shape {tuple(codes.shape)}. Pass codes[..., :{depth}], or load the "
             "matching file."
         )
-    if codes.is_floating_point() or codes.dtype == torch.bool:
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise DataError(f"ResidualQuantizer.{where}: codes have to be integers; got {codes.dtype}.")
     flat = codes.reshape(-1, given).long()
     if not torch.compiler.is_compiling():
@@ -93,23 +116,31 @@ def training_rows(X: NDArray | Tensor, dim: int, min_rows: int, max_rows: int, s
         ShapeError: If X is not (N, dim).
         DataError: If X is not numeric, not finite, or has fewer than min_rows rows to offer.
     """
+    if not isinstance(X, Tensor | np.ndarray):
+        raise DataError(
+            f"ResidualQuantizer.fit: X has to be a numpy array or torch tensor; "
+            f"got {type(X).__name__}. Pass np.asarray(X)."
+        )
     if X.ndim != 2 or X.shape[1] != dim:
         raise ShapeError(
             f"ResidualQuantizer.fit: X has to have shape (N, {dim}); got {tuple(X.shape)}."
         )
-    if isinstance(X, np.ndarray) and X.dtype.kind not in "fiu":
+    numeric = X.dtype.kind in "fiu" if isinstance(X, np.ndarray) else not X.is_complex()
+    if not numeric:
         raise DataError(f"ResidualQuantizer.fit: X has to be numeric; got dtype {X.dtype}.")
-    rows = min(len(X), max_rows)
-    if rows < min_rows:
+    count = min(len(X), max_rows)
+    if count < min_rows:
         raise DataError(
             f"ResidualQuantizer.fit: codebook_size={min_rows} needs at least as many vectors; "
-            f"got {rows}. Give more vectors or a smaller codebook_size."
+            f"got {count}. Give more vectors or a smaller codebook_size."
         )
+    rows = None
     if len(X) > max_rows:
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randperm(len(X), generator=generator)[:max_rows].sort().values
-        X = X[drawn.numpy()] if isinstance(X, np.ndarray) else X[drawn.to(X.device)]
-    # A copy also where nothing changes: a read-only memory map is no tensor's to share.
-    x = torch.from_numpy(np.array(X, dtype=np.float32)) if isinstance(X, np.ndarray) else X.float()
-    check_finite(x, "fit")
-    return x
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        rows = torch.randperm(len(X), generator=generator)[:max_rows].sort().values
+        X = X[rows.numpy()] if isinstance(X, np.ndarray) else X[rows.to(X.device)]
+    if isinstance(X, np.ndarray):
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+            X = torch.from_numpy(np.require(X, np.float32, ["C", "W"]))
+    check_finite(X, "fit", rows)
+    return X.float()

@@ -115,26 +115,28 @@ class CodebookTables(nn.Module):
             sums[table].index_add_(0, codes[:, level], residual * weights[:, None])
         for statistic in (counts, sums):
             _sum_over_ranks(statistic)
-        previous = self.decay * self.counts
-        self.counts.copy_(previous + (1 - self.decay) * counts)
+        pace = (1 - self.decay) * (counts.sum() > 0)  # a batch without vectors is no evidence
+        self.counts.lerp_(counts, pace)
         if not self.learnable:
             # Entries that nothing chose keep their place exactly; so do padding rows.
-            share = (1 - self.decay) / self.counts.clamp_min(torch.finfo(torch.float32).tiny)
+            share = pace / self.counts.clamp_min(torch.finfo(torch.float32).tiny)
             moved = share[..., None] * (sums - counts[..., None] * self.tables)
             self.tables.add_(moved * (counts > 0)[..., None])
         if self.restart_threshold > 0:
-            self._revive(residuals, generator)
+            self._revive(residuals, weights, generator)
 
-    def _revive(self, residuals: Sequence[Tensor], generator: torch.Generator | None) -> None:
+    def _revive(
+        self, residuals: Sequence[Tensor], weights: Tensor, generator: torch.Generator | None
+    ) -> None:
         """Put dead entries on residuals of this batch, with the count of a living entry."""
         tables = len(self.codebook_sizes)
         for table, size in enumerate(self.codebook_sizes):
             own = [residuals[table]] if tables > 1 else list(residuals)
-            pool = _draw_rows(own, size, generator)
+            pool = _draw_rows(own, weights, size, generator)
             broadcast_from_first(pool)
             counts = self.counts[table, :size]
             threshold = self.restart_threshold * counts.mean().clamp(max=1 / self.restart_threshold)
-            dead = counts < threshold
+            dead = (counts < threshold) & pool.isfinite().all(dim=1)
             self.tables[table, :size] = torch.where(
                 dead[:, None], pool, self.tables[table, :size].detach()
             )
@@ -166,16 +168,24 @@ class CodebookTables(nn.Module):
 
 
 def _draw_rows(
-    residuals: Sequence[Tensor], count: int, generator: torch.Generator | None
+    residuals: Sequence[Tensor], weights: Tensor, count: int, generator: torch.Generator | None
 ) -> Tensor:
-    """Draw `count` rows, with replacement, from several equally long matrices."""
-    rows = residuals[0].shape[0]
-    if rows == 0:
-        return residuals[0].new_zeros(count, residuals[0].shape[1])
-    drawn = torch.randint(
-        rows * len(residuals), (count,), generator=generator, device=residuals[0].device
-    )
-    return torch.stack(list(residuals)).flatten(0, 1)[drawn]
+    """Draw `count` rows of weight 1, with replacement; NaN where there is none.
+
+    Args:
+        residuals: Matrices (N, dim) to draw from, one after the other.
+        weights: Shape (N,): 1 for rows that may be drawn, 0 for others.
+        count: Rows to draw.
+        generator: Source of chance.
+    """
+    rows = torch.stack(list(residuals)).flatten(0, 1)
+    if not len(rows):
+        return rows.new_full((count, rows.shape[1]), torch.nan)
+    cumulative = weights.double().repeat(len(residuals)).cumsum(dim=0)
+    uniform = torch.rand(count, generator=generator, dtype=torch.float64, device=rows.device)
+    drawn = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
+    drawn.clamp_(max=len(rows) - 1)
+    return torch.where(cumulative[-1] > 0, rows[drawn], torch.nan)
 
 
 def _synchronised() -> bool:

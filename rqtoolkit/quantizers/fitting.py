@@ -46,7 +46,11 @@ def kmeans_tables(
 
     def cluster(residuals: Tensor, size: int, level: int) -> Tensor:
         table = kmeans(
-            residuals, size, iterations=iterations, starts=starts, seed=seed * 1009 + level
+            residuals,
+            size,
+            iterations=iterations,
+            starts=starts,
+            seed=(seed * 1009 + level) % 2**63,
         )
         report(progress, "k-means", level + 1, depth)
         return table

@@ -19,12 +19,16 @@ class CodeStats:
 
     @property
     def usage(self) -> list[float]:
-        """Share of each level's entries chosen at least once."""
+        """Share of each level's entries chosen at least once; 0 without vectors."""
+        if not len(self.codes):
+            return [0.0] * len(self.codebook_sizes)
         return rate_distortion.usage(self.codes, self.codebook_sizes)
 
     @property
     def perplexity(self) -> list[float]:
-        """Two to the entropy of each level's codes: entries in effective use."""
+        """Two to the entropy of each level's codes, entries in effective use; 0 without vectors."""
+        if not len(self.codes):
+            return [0.0] * len(self.codebook_sizes)
         return rate_distortion.perplexity(self.codes, self.codebook_sizes)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from numpy.typing import NDArray
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqtoolkit.errors import ConfigError, ShapeError
+from rqtoolkit.functional.arguments import check_count, check_rate
 from rqtoolkit.functional.assign import (
     DEFAULT_MAX_BYTES,
     beam_codes,
+    level_tables,
     nearest_codes,
     soft_assignment,
     sum_codewords,
@@ -20,7 +22,13 @@ from rqtoolkit.functional.assign import (
 from rqtoolkit.functional.gradient import straight_through
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, write_artifact
-from rqtoolkit.quantizers.checks import check_codes, check_finite, level_sizes, training_rows
+from rqtoolkit.quantizers.checks import (
+    check_codes,
+    check_finite,
+    check_vectors,
+    level_sizes,
+    training_rows,
+)
 from rqtoolkit.quantizers.codebook import CodebookTables, broadcast_from_first
 from rqtoolkit.quantizers.fitting import kmeans_tables, refine_tables, sampled_tables
 from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput, SoftCodes
@@ -85,10 +93,11 @@ class ResidualQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         sizes = level_sizes(dim, depth, codebook_size, shared_codebook=shared_codebook)
-        if not (0 <= decay < 1 and restart_threshold >= 0 and beam >= 1):
+        check_rate("ResidualQuantizer", "decay", decay)
+        check_count("ResidualQuantizer", "beam", beam)
+        if not restart_threshold >= 0:
             raise ConfigError(
-                "ResidualQuantizer: decay has to be in [0, 1), restart_threshold not negative and "
-                f"beam at least 1; got {decay}, {restart_threshold} and {beam}."
+                f"ResidualQuantizer: restart_threshold={restart_threshold} has to be at least 0."
             )
         if update not in ("ema", "gradient"):
             raise ConfigError(
@@ -160,12 +169,12 @@ class ResidualQuantizer(nn.Module):
             stacked = torch.stack(codes, dim=1)
             if learning and (self.state.is_initialized or not self.kmeans_init):
                 weights = residuals[0].isfinite().all(dim=1).float()
-                clean = [torch.nan_to_num(r, posinf=0, neginf=0) for r in residuals]
+                clean = [torch.where(weights[:, None] > 0, r, 0) for r in residuals]
                 self.state.update(clean, stacked, weights, generator)
-            quantized = straight_through(flat, partial_sum)
+            quantized = straight_through(flat, partial_sum) if flat.requires_grad else partial_sum
         return QuantizerOutput(
             quantized=self._restore(quantized, shape).to(x.dtype),
-            codes=stacked.unflatten(0, shape),
+            codes=stacked.reshape(*shape, self.depth),
             commitment_loss=commitment_loss / self.depth,
             codebook_loss=codebook_loss / self.depth,
             stats=CodeStats(stacked, self.codebook_sizes),
@@ -197,19 +206,17 @@ class ResidualQuantizer(nn.Module):
             DataError: If x has NaN or infinite values.
             ConfigError: If beam or depth is out of range.
         """
-        beam = self.beam if beam is None else beam
-        depth = self.depth if depth is None else depth
-        if beam < 1 or not 1 <= depth <= self.depth:
-            raise ConfigError(
-                f"ResidualQuantizer.encode: beam has to be at least 1 and depth in [1, "
-                f"{self.depth}]; got beam={beam}, depth={depth}."
-            )
+        where = "ResidualQuantizer.encode"
+        beam = check_count(where, "beam", self.beam if beam is None else beam)
+        depth = check_count(where, "depth", self.depth if depth is None else depth)
+        if depth > self.depth:
+            raise ConfigError(f"{where}: depth={depth} exceeds the quantizer's {self.depth}.")
         flat, shape = self._flatten(x, "encode")
         if not torch.compiler.is_compiling():
             check_finite(flat, "encode")
         with torch.autocast(x.device.type, enabled=False):
             codes = beam_codes(flat, self.state.levels(depth), beam, max_bytes=max_bytes)
-        return codes.unflatten(0, shape)
+        return codes.reshape(*shape, depth)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Sum the codewords that codes name; any prefix of the levels decodes.
@@ -225,7 +232,7 @@ class ResidualQuantizer(nn.Module):
             DataError: If a code is no integer or out of range.
         """
         flat = check_codes(codes, self.codebook_sizes, "decode")
-        vectors = sum_codewords(flat, self.state.levels(flat.shape[1]))
+        vectors = sum_codewords(flat, self._levels(flat.shape[1]))
         return self._restore(vectors, codes.shape[:-1])
 
     def partial_sums(self, codes: Tensor) -> Tensor:
@@ -242,9 +249,9 @@ class ResidualQuantizer(nn.Module):
             DataError: If a code is no integer or out of range.
         """
         flat = check_codes(codes, self.codebook_sizes, "partial_sums")
-        tables = self.state.levels(flat.shape[1])
+        tables = self._levels(flat.shape[1])
         codewords = [table[flat[:, level]] for level, table in enumerate(tables)]
-        return torch.stack(codewords, dim=1).cumsum(dim=1).unflatten(0, codes.shape[:-1])
+        return torch.stack(codewords, dim=1).cumsum(dim=1).reshape(*codes.shape, self.dim)
 
     @torch.no_grad()
     def soft_codes(
@@ -282,7 +289,8 @@ class ResidualQuantizer(nn.Module):
         residual, shape = self._flatten(x, "soft_codes")
         tables = self.state.levels(self.depth)
         if relative:
-            tau *= float(torch.cat(tables).square().sum(dim=1).mean())
+            norm = float(torch.cat(tables).square().sum(dim=1).mean())
+            tau *= max(norm, torch.finfo(torch.float32).tiny)
         largest = max(self.codebook_sizes)
         codes = residual.new_empty(len(residual), self.depth, dtype=torch.int64)
         probabilities = residual.new_zeros(len(residual), self.depth, largest)
@@ -295,7 +303,9 @@ class ResidualQuantizer(nn.Module):
                 else:
                     codes[:, level] = nearest_codes(residual, table)
                 residual = residual - table[codes[:, level]]
-        return SoftCodes(codes.unflatten(0, shape), probabilities.unflatten(0, shape))
+        return SoftCodes(
+            codes.reshape(*shape, self.depth), probabilities.reshape(*shape, self.depth, largest)
+        )
 
     @torch.no_grad()
     def fit(
@@ -332,6 +342,8 @@ class ResidualQuantizer(nn.Module):
             ConfigError: If a number is out of range.
             MissingDependencyError: If faiss is not installed.
         """
+        if self.frozen:
+            raise ConfigError("ResidualQuantizer.fit: the quantizer is frozen. Make a new one.")
         if min(iterations, starts, beam, rounds + 1) < 1:
             raise ConfigError(
                 "ResidualQuantizer.fit: iterations, starts and beam have to be at least 1 and "
@@ -353,7 +365,10 @@ class ResidualQuantizer(nn.Module):
         return self
 
     def freeze(self) -> "ResidualQuantizer":
-        """Stop every table, statistic and restart, in training mode too; return the quantizer."""
+        """Stop every table, statistic and restart, in training mode too; return the quantizer.
+
+        `fit` is refused from then on. Not part of what `save` and `state_dict` keep.
+        """
         self.frozen = True
         self.requires_grad_(False)
         return self
@@ -370,8 +385,8 @@ class ResidualQuantizer(nn.Module):
         )
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "ResidualQuantizer":
-        """Read a quantizer that `save` wrote.
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
+        """Read a quantizer that `save` wrote, in eval mode.
 
         Args:
             path: File to read.
@@ -386,12 +401,16 @@ class ResidualQuantizer(nn.Module):
         expected = {name: getattr(quantizer.state, name) for name in _ARTIFACT_TENSORS}
         check_tensors(path, expected, tensors)
         quantizer.state.load_state_dict({**quantizer.state.state_dict(), **tensors})
-        return quantizer
+        return quantizer.eval()
 
     def _arguments(self) -> dict[str, object]:
         names = ("dim", "depth", "codebook_size", "shared_codebook", "update", "decay")
         more = ("restart_threshold", "kmeans_init", "channels_first", "beam")
         return {name: getattr(self, name) for name in names + more}
+
+    def _levels(self, depth: int) -> list[Tensor]:
+        """Tables of the first levels, without gradients."""
+        return level_tables(self.codebooks, self.state.codebook_sizes, depth)
 
     def _start(self, x: Tensor, generator: torch.Generator | None) -> None:
         """Gather vectors; start the tables from them by k-means once there are enough."""
@@ -411,6 +430,7 @@ class ResidualQuantizer(nn.Module):
 
     def _flatten(self, x: Tensor, where: str) -> tuple[Tensor, torch.Size]:
         """Return x as (N, dim) float32, and the shape of its other axes."""
+        check_vectors(x, where)
         axis = 1 if self.channels_first else -1
         if x.ndim < 1 + self.channels_first or x.shape[axis] != self.dim:
             layout = "(B, dim, ...)" if self.channels_first else "(..., dim)"
@@ -422,7 +442,7 @@ class ResidualQuantizer(nn.Module):
         return last.reshape(-1, self.dim).float(), last.shape[:-1]
 
     def _restore(self, flat: Tensor, shape: Sequence[int]) -> Tensor:
-        vectors = flat.unflatten(0, tuple(shape))
+        vectors = flat.reshape(*shape, self.dim)
         return vectors.movedim(-1, 1) if self.channels_first else vectors
 
 

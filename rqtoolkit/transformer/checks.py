@@ -4,40 +4,22 @@ Checks of values wait for the device once; under `torch.compile` they are left o
 """
 
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
+from rqtoolkit.functional.arguments import check_count
 
 __all__ = [
     "check_codes",
     "check_condition",
-    "check_count",
     "check_integers",
     "check_lengths",
     "check_positions",
     "check_range",
-    "check_rate",
-    "check_sizes",
     "check_targets",
 ]
-
-
-def check_count(where: str, name: str, value: Any) -> int:
-    """Return a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
-        raise ConfigError(f"{where}: {name}={value!r} must be an integer of at least 1.")
-    return int(value)
-
-
-def check_rate(where: str, name: str, value: float) -> float:
-    """Return a probability under 1."""
-    if not 0 <= value < 1:
-        raise ConfigError(f"{where}: {name}={value!r} must be at least 0 and under 1.")
-    return float(value)
 
 
 def check_positions(where: str, positions: int | Sequence[int]) -> tuple[int, ...]:
@@ -46,17 +28,6 @@ def check_positions(where: str, positions: int | Sequence[int]) -> tuple[int, ..
     if not axes:
         raise ConfigError(f"{where}: positions=() has no axis. Pass (H, W) or a length.")
     return tuple(check_count(where, "positions", size) for size in axes)
-
-
-def check_sizes(where: str, codebook_size: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Return one codebook size per depth level."""
-    sizes = list(codebook_size) if isinstance(codebook_size, Sequence) else [codebook_size] * depth
-    if len(sizes) != depth:
-        raise ConfigError(
-            f"{where}: codebook_size={sizes} must hold one size per level; "
-            f"got {len(sizes)} for depth {depth}. Pass one integer or {depth} of them."
-        )
-    return tuple(check_count(where, "codebook_size", size) for size in sizes)
 
 
 def check_lengths(where: str, lengths: Tensor, *, axes: int, batch: int, longest: int) -> Tensor:
@@ -154,7 +125,7 @@ def check_condition(
 
 
 def check_targets(where: str, targets: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse soft targets that are not probabilities of the given shape."""
+    """Refuse soft targets of another shape or of integers; that they sum to one is not checked."""
     if tuple(targets.shape) != shape:
         raise ShapeError(
             f"{where}: targets must have shape {shape}, probabilities over the codes of each "

@@ -10,17 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rqtoolkit.errors import ConfigError
+from rqtoolkit.functional.arguments import check_count, check_rate, check_sizes
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, write_artifact
 from rqtoolkit.transformer.checks import (
     check_codes,
     check_condition,
-    check_count,
     check_lengths,
     check_positions,
     check_range,
-    check_rate,
-    check_sizes,
     check_targets,
 )
 from rqtoolkit.transformer.embedding import CodeEmbedding

@@ -196,6 +196,7 @@ def test_state_dict_and_deepcopy_continue_to_the_bit(shared):
 def test_not_a_number_teaches_nothing():
     quantizer, x = fitted()
     quantizer.train()
+    quantizer.state.counts[0, 0] = 0  # and a dead entry takes no such vector
     spoiled = x.clone()
     spoiled[3, 1], spoiled[7, 0] = torch.nan, torch.inf
     clean = copy.deepcopy(quantizer)
@@ -205,6 +206,37 @@ def test_not_a_number_teaches_nothing():
     keep[[3, 7]] = False
     clean(x[keep], generator=generator(4))
     torch.testing.assert_close(quantizer.codebooks, clean.codebooks)
+    assert (x[keep] == quantizer.codebooks[0, 0]).all(1).any()
+
+
+def test_a_batch_without_vectors_changes_nothing():
+    quantizer, x = fitted()
+    quantizer.train()
+    quantizer.state.counts[0, 0] = 0
+    state = copy.deepcopy(quantizer.state_dict())
+    quantizer(torch.empty(0, 4))
+    quantizer(torch.full((5, 4), torch.nan))
+    for name, tensor in quantizer.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    quantizer(x)
+    assert quantizer.codebooks[0, 0].isfinite().all()
+
+
+def test_a_single_vector_needs_no_batch():
+    quantizer, x = fitted()
+    quantizer.eval()
+    codes = quantizer.encode(x)
+    assert torch.equal(quantizer.encode(x[3]), codes[3])
+    assert torch.equal(quantizer.decode(codes[3]), quantizer.decode(codes)[3])
+    assert torch.equal(quantizer.partial_sums(codes[3]), quantizer.partial_sums(codes)[3])
+    assert quantizer(x[3]).quantized.shape == (4,)
+    assert quantizer.soft_codes(x[3], 1.0).probabilities.shape == (3, 8)
+
+
+def test_quantized_is_the_decoded_codes_where_no_gradient_flows():
+    quantizer, x = fitted()
+    out = quantizer.eval()(x * 1e5)
+    assert torch.equal(out.quantized, quantizer.decode(out.codes))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -326,6 +358,12 @@ def test_wrong_shapes(call):
         (lambda q: q.fit(np.zeros((7, 4))), "at least as many vectors; got 7"),
         (lambda q: q.fit(np.zeros((30, 4)), max_rows=5), "got 5"),
         (lambda q: q.fit(np.full((30, 4), np.inf)), "first in row 0"),
+        (lambda q: q.fit(np.full((30, 4), 1e300)), "first in row 0"),
+        (lambda q: q.fit(torch.full((30, 4), 1e19)), "scale them"),
+        (lambda q: q.fit([[1.0] * 4]), "numpy array or torch tensor; got list"),
+        (lambda q: q.encode(np.zeros((3, 4))), "got ndarray"),
+        (lambda q: q.encode(torch.zeros(3, 4, dtype=torch.int32)), "floating point"),
+        (lambda q: q.decode(np.zeros((3, 3))), "got ndarray"),
     ],
 )
 def test_unusable_data(call, message):
@@ -345,10 +383,18 @@ def test_unusable_data(call, message):
         {"decay": 1.0},
         {"restart_threshold": -1},
         {"beam": 0},
+        {"beam": 2.5},
+        {"dim": 4.5},
+        {"codebook_size": 4.7},
+        {"codebook_size": "444"},
+        {"codebook_size": True},
+        {"codebook_size": []},
     ],
 )
 def test_impossible_arguments(arguments):
-    with pytest.raises(ConfigError, match=r"ResidualQuantizer: .*(got|unknown|positive|differs)"):
+    with pytest.raises(
+        ConfigError, match=r"ResidualQuantizer: \w+=.* (must|has to|is unknown|differs)"
+    ):
         ResidualQuantizer(**{"dim": 4, "depth": 3, "codebook_size": 8, **arguments})
 
 
@@ -369,6 +415,24 @@ def test_trains_inside_an_autoencoder():
         errors.append(error.item() / x.var().item())
     assert np.mean(errors[-20:]) < 0.25
     assert min(out.stats.usage) > 0.9
+
+
+def test_a_frozen_quantizer_is_not_fitted_and_a_loaded_one_is_in_eval_mode(tmp_path):
+    quantizer, x = fitted()
+    quantizer.save(tmp_path / "rq.safetensors")
+    loaded = ResidualQuantizer.load(tmp_path / "rq.safetensors", "cpu")
+    loaded(x * 3)
+    assert torch.equal(loaded.codebooks, quantizer.codebooks)
+    with pytest.raises(ConfigError, match="frozen"):
+        quantizer.freeze().fit(x)
+
+
+def test_the_row_named_is_the_user_s():
+    quantizer, _ = fitted()
+    x = np.random.default_rng(0).normal(size=(1000, 4))
+    x[700, 2] = np.nan
+    with pytest.raises(DataError, match="first in row 700"):
+        quantizer.fit(x, max_rows=990, seed=1)
 
 
 def test_an_empty_batch_is_no_trouble():

@@ -1,0 +1,37 @@
+"""What numbers constructors accept, with the errors for the rest."""
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+from rqtoolkit.errors import ConfigError
+
+__all__ = ["check_count", "check_rate", "check_sizes"]
+
+
+def check_count(where: str, name: str, value: Any) -> int:
+    """Return a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
+        raise ConfigError(f"{where}: {name}={value!r} must be an integer of at least 1.")
+    return int(value)
+
+
+def check_rate(where: str, name: str, value: float) -> float:
+    """Return a probability under 1."""
+    if not 0 <= value < 1:
+        raise ConfigError(f"{where}: {name}={value!r} must be at least 0 and under 1.")
+    return float(value)
+
+
+def check_sizes(where: str, codebook_size: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    """Return one codebook size per depth level."""
+    if isinstance(codebook_size, Sequence) and not isinstance(codebook_size, str):
+        sizes = list(codebook_size)
+    else:
+        sizes = [codebook_size] * depth
+    if len(sizes) != depth:
+        raise ConfigError(
+            f"{where}: codebook_size={sizes} must hold one size per level; "
+            f"got {len(sizes)} for depth {depth}. Pass one integer or {depth} of them."
+        )
+    return tuple(check_count(where, "codebook_size", size) for size in sizes)
