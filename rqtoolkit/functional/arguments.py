@@ -32,6 +32,6 @@ def check_sizes(where: str, codebook_size: int | Sequence[int], depth: int) -> t
     if len(sizes) != depth:
         raise ConfigError(
             f"{where}: codebook_size={sizes} must hold one size per level; "
-            f"got {len(sizes)} for depth {depth}. Pass one integer or {depth} of them."
+            f"got {len(sizes)} for depth={depth}. Pass one integer or {depth} of them."
         )
     return tuple(check_count(where, "codebook_size", size) for size in sizes)

@@ -253,6 +253,10 @@ BAD_CALLS = [
     ([*FIT, "--codebook-size", "64", "--train-rows", "20"], "20"),
     ([*FIT, "--codebook-size", "16,8,4"], "depth=2"),
     ([*FIT, "--codebook-size", "16,8", "--shared-codebook"], "shared"),
+    ([*FIT, "--codebook-size", "5000000000"], "fewer than the 5000000000"),
+    ([*FIT, "--codebook-size", "4", "--out", "/proc/m.safetensors"], "cannot be written"),
+    ([*FIT, "--codebook-size", "4", "--out", "{tmp}/" + 235 * "m" + ".safetensors"], "too long"),
+    (["sweep", "{made}/x.npy", "--depths", "1-10000000000", "--out", "{tmp}/s"], "spans over"),
     ([*FIT, "--codebook-size", "big"], "--codebook-size=big"),
     ([*FIT, "--codebook-size", "0"], "from 1 on"),
     ([*FIT, "--codebook-size", "4", "--key", "a"], "--key=a"),
@@ -276,6 +280,10 @@ BAD_CALLS = [
         ["encode", "{model}", "{made}/x.parquet", "--out", "{tmp}/c.parquet",
          "--id-column", "price"], "--id-column=price",
     ),
+    (
+        ["encode", "{model}", "{tmp}/named.parquet", "--out", "{tmp}/c.parquet",
+         "--column", "x", "--id-column", "codes"], "Rename the column",
+    ),
     (["decode", "{model}", "{tmp}/large.npy", "--out", "{tmp}/y.npy"], "below 8"),
     (["decode", "{model}", "{tmp}/negative.npy", "--out", "{tmp}/y.npy"], "got -1"),
     (["decode", "{model}", "{tmp}/deep.npy", "--out", "{tmp}/y.npy"], "depth 5"),
@@ -295,6 +303,8 @@ def test_bad_calls(made, tmp_path, capsys, words, message):
     np.save(tmp_path / "negative.npy", np.array([[0, -1, 0]]))
     np.save(tmp_path / "deep.npy", np.zeros((4, 5), int))
     np.save(tmp_path / "flat.npy", np.zeros(4, int))
+    lists = pa.array(list(np.load(made / "x.npy")[:3]))
+    pq.write_table(pa.table({"codes": [1, 2, 3], "x": lists}), tmp_path / "named.parquet")
     words = [
         word.format(made=made, tmp=tmp_path, model=made / "model.safetensors") for word in words
     ]

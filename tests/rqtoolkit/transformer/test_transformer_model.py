@@ -259,7 +259,7 @@ def test_artifacts_of_something_else_are_refused(tmp_path):
         ({"positions": ()}, ConfigError, "no axis"),
         ({"positions": (8, 0)}, ConfigError, "positions=0"),
         ({"depth": 0}, ConfigError, "depth=0"),
-        ({"codebook_size": (4, 4)}, ConfigError, "got 2 for depth 3"),
+        ({"codebook_size": (4, 4)}, ConfigError, "got 2 for depth=3"),
         ({"codebook_size": 2.5}, ConfigError, "integer"),
         ({"num_heads": 3}, ConfigError, "must divide dim; got dim=16"),
         ({"dropout": 1.0}, ConfigError, "under 1"),
