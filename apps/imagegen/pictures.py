@@ -203,22 +203,38 @@ def draw_usage(counts: Sequence[np.ndarray], *, theme: Theme = LIGHT) -> bytes:
 
 
 def draw_losses(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     *,
-    ylabel: str = "loss",
     theme: Theme = LIGHT,
 ) -> bytes:
-    """Draw curves over training steps, logarithmic where they span more than one decade.
+    """Draw curves over training steps, a panel a unit, side by side.
+
+    A panel is logarithmic where its values span more than one decade.
 
     Args:
-        curves: By name, steps and values; up to three. Values that are not finite leave a gap.
-        ylabel: What the values are.
+        panels: By unit, which is written at the axis, curves: by name, steps and values; up to
+            three. Values that are not finite leave a gap.
         theme: LIGHT or DARK.
 
     Returns:
         A PNG file.
     """
-    figure, axes = _chart(theme)
+    width = 7.2 if len(panels) == 1 else 4.7 * len(panels)
+    figure = Figure(figsize=(width, 4), dpi=160, layout="constrained")
+    figure.patch.set_facecolor(theme.ground)
+    grid = figure.subplots(1, len(panels), sharex=True, squeeze=False)
+    for axes, (unit, curves) in zip(grid.flat, panels.items(), strict=True):
+        _style(axes, theme)
+        _draw_curves(axes, curves, theme)
+        axes.set_xlabel("training step")
+        axes.set_ylabel(unit)
+        _legend(axes, theme)
+    return _png(figure)
+
+
+def _draw_curves(
+    axes: Any, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], theme: Theme
+) -> None:
     for (name, (steps, losses)), colour in zip(curves.items(), theme.series, strict=False):
         marker = "o" if len(steps) < 40 else None  # few points: measured now and then
         axes.plot(steps, losses, color=colour, linewidth=1.6, marker=marker, ms=4, label=name)
@@ -231,10 +247,6 @@ def draw_losses(
         axes.yaxis.set_major_locator(LogLocator(subs=subs))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("training step")
-    axes.set_ylabel(ylabel)
-    _legend(axes, theme)
-    return _png(figure)
 
 
 def _chart(theme: Theme) -> tuple[Figure, Any]:

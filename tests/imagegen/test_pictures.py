@@ -24,11 +24,18 @@ CHARTS = {
     "rate_distortion_alone": lambda theme: draw_rate_distortion([96], [0.06], theme=theme),
     "usage": lambda theme: draw_usage([np.arange(8), np.arange(16) % 3, np.zeros(4)], theme=theme),
     "losses": lambda theme: draw_losses(
-        {"training": (range(99), np.geomspace(9, 0.1, 99)), "held out": ([1, 50], [9, np.nan])},
+        {
+            "nats": {"training": (range(99), np.geomspace(9, 0.1, 99))},
+            "bits": {"held out": ([1, 50], [9, np.nan])},
+        },
         theme=theme,
     ),
-    "losses_below_zero": lambda theme: draw_losses({"training": ([0, 1], [1, -20])}, theme=theme),
-    "losses_without_values": lambda theme: draw_losses({"training": ([], [])}, theme=theme),
+    "losses_below_zero": lambda theme: draw_losses(
+        {"nats": {"training": ([0, 1], [1, -20])}}, theme=theme
+    ),
+    "losses_without_values": lambda theme: draw_losses(
+        {"nats": {"training": ([], [])}}, theme=theme
+    ),
 }
 
 

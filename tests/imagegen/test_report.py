@@ -27,6 +27,7 @@ SECTIONS = (
 )
 PICTURES = {
     "samples.png",
+    "real_images.png",
     "reconstructions.png",
     "rate_distortion.png",
     "code_usage.png",
@@ -49,7 +50,7 @@ def make_content(**changes):
         "coverage": 0.917,
         "class_accuracy": 0.978,
         "duplicates": 0.0,
-        "copies_of_training": 0.0,
+        "near_copies": 0.014,
         "nearest_training_distance": 25.5,
     }
     names = ("real", "reconstruction", "class mean", "samples")
@@ -63,7 +64,10 @@ def make_content(**changes):
         seed=0,
         table=tuple({"set": name, **row} for name in names),
     )
-    curve = {"training": ([0, 10, 20], [3.0, 1.0, 0.1]), "held out": ([0, 20], [3.0, 0.2])}
+    curve = {
+        "nats a code": {"training": ([0, 10, 20], [3.0, 1.0, 0.1])},
+        "bits a code": {"held out": ([0, 20], [3.0, 0.2])},
+    }
     fields = {
         "title": "Pets & <friends>",
         "train": held_out,
@@ -80,6 +84,9 @@ def make_content(**changes):
         "unigram_bits_per_code": [4.0, 4.0, 4.0],
         "config": {"data": {"source": "npz", "fit": "<pad>"}, "seed": 7},
         "commands": ["rqtool imagegen train --config pets", "echo '<done>'"],
+        "sampling": {"temperature": "0.95", "top-k": "off"},
+        "rate_note": "Raw: <262> bits.",
+        "evaluation_note": "Chosen <while> looking.",
         "seconds": {"stage 1": 100.4, "stage 2": 20.0},
         **changes,
     }
@@ -164,6 +171,11 @@ def test_figures_stand_in_the_text(html):
         "97.8%",  # class accuracy
         "91.7%",  # coverage
         "87.1%",  # recall
+        "1.4%",  # near copies
+        "Drawn with temperature 0.95, top-k off.",
+        "Raw: <262> bits.",
+        "Chosen <while> looking.",
+        "not chosen by any held-out image",
         "1.23%",  # reconstruction error at full depth
         "9.00",  # bits per position, 2.5 + 3.5 + 3
         "12.00",

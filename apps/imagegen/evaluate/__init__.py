@@ -9,9 +9,10 @@ from imagegen.evaluate.bound import image_bound
 from imagegen.evaluate.classifier import Classifier, train_classifier
 from imagegen.evaluate.frechet import frechet_distance
 from imagegen.evaluate.neighbours import NeighbourScores, neighbour_scores
-from imagegen.evaluate.protocol import EvaluationResult, evaluate_samples
+from imagegen.evaluate.protocol import NEIGHBOURS, EvaluationResult, evaluate_samples
 
 __all__ = [
+    "NEIGHBOURS",
     "Classifier",
     "EvaluationResult",
     "NeighbourScores",

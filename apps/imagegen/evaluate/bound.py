@@ -22,7 +22,7 @@ def image_bound(images: np.ndarray, bits: Sequence[float]) -> list[float]:
         bits: Rates in bits per image.
 
     Returns:
-        Relative errors, in the order of bits.
+        Relative errors, in the order of bits; 0 at every rate for images that are all equal.
 
     Raises:
         ShapeError: If there are fewer than two images.
@@ -36,4 +36,7 @@ def image_bound(images: np.ndarray, bits: Sequence[float]) -> list[float]:
     count, dim = pixels.shape
     product = pixels.T @ pixels if dim <= count else pixels @ pixels.T  # equal positive eigenvalues
     variances = np.linalg.eigvalsh(product).clip(0) / count
-    return [float(gaussian_distortion(variances, rate)) / float(variances.sum()) for rate in bits]
+    total = float(variances.sum())
+    if total == 0:
+        return [0.0] * len(bits)
+    return [float(gaussian_distortion(variances, rate)) / total for rate in bits]

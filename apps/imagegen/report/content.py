@@ -14,7 +14,8 @@ from rqtoolkit.errors import ShapeError
 
 __all__ = ["ReportContent"]
 
-Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+# By unit, by name: steps and values.
+Panels = Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,23 @@ class ReportContent:
     Attributes:
         title: Heading.
         train: Training images.
-        held_out: Held-out images; the Gaussian bound is theirs.
+        held_out: Held-out images; the Gaussian bound is theirs, and the first ten of each class
+            are shown beside the samples.
         samples: The evaluated samples with the classes asked for; ten of each class are shown.
         originals: Held-out images, shape (n, H, W, C), uint8; up to ten are shown.
         reconstructions: From their first 1 … D codes, shape (D, n, H, W, C), uint8.
         relative_error: Of held-out reconstructions, one a depth.
         bits_per_image: Rate at depth 1 … D.
         usage_counts: How often each entry was chosen, one array (K,) a depth.
-        losses: By stage, then by curve: steps and values.
+        losses: By stage, then by unit, then by curve: steps and values. A unit has a panel.
         evaluation: Result of `evaluate_samples`.
         bits_per_code: Held-out bits of the transformer, one a depth.
         unigram_bits_per_code: Entropy of the held-out codes, one a depth.
         config: The configuration used.
         commands: What to type to get this again.
+        sampling: Temperature and filters the samples were drawn with, by name.
+        rate_note: What to know of the rates of this data set, plain text.
+        evaluation_note: What to know of the scores on it.
         seconds: Time by part of the work.
     """
 
@@ -49,12 +54,15 @@ class ReportContent:
     relative_error: Sequence[float]
     bits_per_image: Sequence[float]
     usage_counts: Sequence[np.ndarray]
-    losses: Mapping[str, Curves]
+    losses: Mapping[str, Panels]
     evaluation: EvaluationResult
     bits_per_code: Sequence[float]
     unigram_bits_per_code: Sequence[float]
     config: Mapping[str, Any]
     commands: Sequence[str]
+    sampling: Mapping[str, str] = field(default_factory=dict)
+    rate_note: str = ""
+    evaluation_note: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

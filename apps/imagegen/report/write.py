@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from imagegen.evaluate import image_bound
+from imagegen.images import ImageSet
 from imagegen.pictures import (
     DARK,
     LIGHT,
@@ -21,17 +22,34 @@ from imagegen.report.page import render_page
 from imagegen.report.sections import footer, lead, sections
 from rqtoolkit.io.atomic import atomic_path
 
-__all__ = ["write_report"]
+__all__ = ["render_report", "write_report"]
 
 CLASSES_SHOWN, IMAGES_SHOWN = 20, 10
 
 
-def write_report(path: str | Path, content: ReportContent) -> None:
-    """Write a self-contained page, and beside it the pictures it shows as PNG files.
+def render_report(content: ReportContent) -> tuple[str, dict[str, bytes]]:
+    """Return a self-contained page and the pictures it shows, by file name.
 
-    The pictures are `samples.png`, `reconstructions.png`, `rate_distortion.png`, `code_usage.png`
-    and `losses_1.png`, …; equal content gives equal bytes. The page asks for nothing over a
-    network, follows the reader's light or dark setting and reads on a phone.
+    The pictures are `samples.png`, `real_images.png`, `reconstructions.png`,
+    `rate_distortion.png`, `code_usage.png` and `losses_1.png`, …; equal content gives equal bytes.
+    The page asks for nothing over a network, follows the reader's light or dark setting and reads
+    on a phone.
+
+    Args:
+        content: What to show.
+    """
+    light = _draw(content, LIGHT)
+    html = render_page(
+        title=content.title,
+        lead=lead(content),
+        sections=sections(content, light, _draw(content, DARK)),
+        footer=footer(),
+    )
+    return html, {f"{name}.png": png for name, png in light.items()}
+
+
+def write_report(path: str | Path, content: ReportContent) -> None:
+    """Write what `render_report` returns: the page, and its pictures beside it.
 
     Args:
         path: The page, usually `report.html`.
@@ -41,32 +59,20 @@ def write_report(path: str | Path, content: ReportContent) -> None:
         ArtifactError: If the folder is missing.
     """
     path = Path(path)
-    light = _draw(content, LIGHT)
-    html = render_page(
-        title=content.title,
-        lead=lead(content),
-        sections=sections(content, light, _draw(content, DARK)),
-        footer=footer(),
-    )
-    for name, png in light.items():
-        with atomic_path(path.with_name(f"{name}.png")) as temporary:
+    html, pictures = render_report(content)
+    for name, png in pictures.items():
+        with atomic_path(path.with_name(name)) as temporary:
             temporary.write_bytes(png)
     with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
 
 def _draw(content: ReportContent, theme: Theme) -> dict[str, bytes]:
-    samples = content.samples
-    labels = samples.labels if samples.labels is not None else np.zeros(len(samples), np.int64)
-    names = samples.class_names or ("",)
-    shown = [label for label in range(len(names)) if (labels == label).any()][:CLASSES_SHOWN]
     depth = len(content.reconstructions)
     rates = np.linspace(0, content.bits_per_image[-1], 60).tolist()
     pictures = {
-        "samples": draw_grid(
-            [samples.images[labels == label][:IMAGES_SHOWN] for label in shown],
-            row_titles=[names[label] for label in shown],
-        ),
+        "samples": _by_class(content.samples),
+        "real_images": _by_class(content.held_out),
         "reconstructions": draw_grid(
             [content.originals[:IMAGES_SHOWN], *content.reconstructions[:, :IMAGES_SHOWN]],
             row_titles=["original", *(f"depth {d}" for d in range(1, depth + 1))],
@@ -79,6 +85,16 @@ def _draw(content: ReportContent, theme: Theme) -> dict[str, bytes]:
         ),
         "code_usage": draw_usage(content.usage_counts, theme=theme),
     }
-    for number, curves in enumerate(content.losses.values(), start=1):
-        pictures[f"losses_{number}"] = draw_losses(curves, theme=theme)
+    for number, panels in enumerate(content.losses.values(), start=1):
+        pictures[f"losses_{number}"] = draw_losses(panels, theme=theme)
     return pictures
+
+
+def _by_class(images: ImageSet) -> bytes:
+    labels = images.labels if images.labels is not None else np.zeros(len(images), np.int64)
+    names = images.class_names or ("",)
+    shown = [label for label in range(len(names)) if (labels == label).any()][:CLASSES_SHOWN]
+    return draw_grid(
+        [images.images[labels == label][:IMAGES_SHOWN] for label in shown],
+        row_titles=[names[label] for label in shown],
+    )

@@ -23,6 +23,10 @@ def test_fewer_images_than_pixels_give_the_same_as_more():
     assert image_bound(images, rates) == pytest.approx(image_bound(twice, rates), rel=1e-6)
 
 
+def test_equal_images_leave_nothing_to_code():
+    assert image_bound(np.full((3, 2, 2, 1), 9, np.uint8), [0, 8]) == [0, 0]
+
+
 def test_one_image_has_no_covariance():
     with pytest.raises(ShapeError, match="at least two images"):
         image_bound(np.zeros((1, 2, 2, 1), np.uint8), [1])

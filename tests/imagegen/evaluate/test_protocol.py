@@ -58,9 +58,22 @@ def test_other_real_images_as_samples_reach_the_floor(digits):
     assert metrics["class_accuracy"] > 0.9
     for name in ("coverage", "recall", "precision"):
         assert metrics[name] == pytest.approx(metrics[f"{name}_floor"], abs=0.06)
-    assert metrics["copies_of_training"] == 1  # and it says where they come from
+    assert metrics["near_copies"] == 1  # and it says where they come from
+    assert metrics["near_copies_held_out"] == pytest.approx(0.01, abs=0.005)
     assert metrics["nearest_training_distance"] == 0
     assert metrics["nearest_training_distance_held_out"] > 10
+
+
+def test_noised_copies_of_training_images_are_told_from_other_real_images(digits):
+    _, train, held_out = digits
+    copied = matching_subset(train, held_out.labels, seed=9)
+    noise = np.random.default_rng(0).normal(0, 3, copied.images.shape)
+    noised = np.clip(copied.images + noise, 0, 255).round().astype(np.uint8)
+    metrics = evaluate(digits, noised, copied.labels).metrics
+    assert not (noised == copied.images).all((1, 2, 3)).any()  # none is equal to the bit
+    assert metrics["near_copies"] > 0.95
+    half = np.where(np.arange(len(noised))[:, None, None, None] % 2, noised, held_out.images)
+    assert evaluate(digits, half).metrics["near_copies"] == pytest.approx(0.505, abs=0.03)
 
 
 def test_perfect_reconstructions_score_perfectly(digits):
@@ -121,8 +134,8 @@ def test_result_says_what_it_compares_and_repeats_to_the_bit(digits):
     facts = json.loads(text)
     assert facts["extractor"] == {"name": "digits-cnn-v1", "sha256": net.sha256}
     assert (facts["images"], facts["k"], facts["resolution"]) == (360, 5, [8, 8])
-    assert facts["metrics"] == result.metrics
-    assert [row["set"] for row in facts["table"]] == ["real", "class mean", "samples"]
+    assert [row["set"] for row in result.table] == ["real", "class mean", "samples"]
+    assert [row["set"] for row in facts["references"]] == ["class mean"]
     assert seen[-1] == ("evaluating", 3, 3)
 
 
