@@ -111,6 +111,8 @@ class RQVAE(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not multipliers:
+            raise ConfigError("RQVAE: multipliers=[] must name a level at least. Use [1, 2].")
         reduction = 2 ** (len(multipliers) - 1) * fold
         if resolution % reduction:
             raise ConfigError(

@@ -27,6 +27,7 @@ __all__ = [
     "Stage1Config",
     "Stage2Config",
     "TransformerConfig",
+    "change_sampling",
     "dump_config",
     "load_config",
     "shipped_configs",
@@ -51,7 +52,7 @@ class DataConfig:
     """Arguments of `imagegen.data.load_images`; the split has its own seed, runs share it."""
 
     source: str = _one_of("digits", "npz", "folder")
-    path: str | None = None
+    path: str | None = None  # load_config makes it absolute, from the working directory
     resolution: int = _in(16, 4, 4096)
     fit: str = _one_of("resize", "pad")
     held_out: float | None = _in(None, 1e-6)
@@ -60,7 +61,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Sizes of `imagegen.autoencoder.RQVAE`."""
+    """Sizes of `imagegen.autoencoder.RQVAE`.
+
+    A layer has as many of the `norm_groups` as divide its channels.
+    """
 
     channels: int = _in(128, 1)
     multipliers: tuple[int, ...] = _in((1, 1, 2, 2, 4, 4), 1)
@@ -148,11 +152,14 @@ class Stage2Config(_StageConfig):
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Defaults of sampling; `top_k` 0, `top_p` 1 and `cfg_scale` 1 do nothing."""
+    """Defaults of sampling; `top_k` 0, `top_p` 1 and `cfg_scale` 1 do nothing.
 
-    temperature: float = _in(1.0, 1e-3, 10.0)
-    top_k: int = _in(0, 0)
-    top_p: float = _in(1.0, 1e-6, 1.0)
+    Temperature and filters are one number for all levels of codes, or a list with one a level.
+    """
+
+    temperature: float | tuple[float, ...] = _in(1.0, 1e-3, 10.0)
+    top_k: int | tuple[int, ...] = _in(0, 0)
+    top_p: float | tuple[float, ...] = _in(1.0, 1e-6, 1.0)
     cfg_scale: float = _in(1.0, 0.0, 100.0)
     batch_size: int = _in(100, 1)
 
@@ -203,7 +210,7 @@ def load_config(source: str | Path, *, overrides: dict[str, Any] | None = None) 
             )
         path = shipped[str(source)]
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"config: {path} is not readable YAML; got: {reason}.") from None
@@ -211,15 +218,28 @@ def load_config(source: str | Path, *, overrides: dict[str, Any] | None = None) 
     if isinstance(tree, dict) and "name" not in tree:
         tree["name"] = path.stem
     for dotted, value in (overrides or {}).items():
-        *parents, leaf = dotted.split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[leaf] = value
+        _override(tree, dotted.split("."), value)
     config = _build(Config, tree, f"config {path.name}", "")
     assert isinstance(config, Config)
     _check_together(config, path.name)
-    return config
+    if config.data.path is None:
+        return config
+    absolute = str(Path(config.data.path).expanduser().absolute())
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=absolute))
+
+
+def change_sampling(config: Config, changes: dict[str, Any]) -> SamplingConfig:
+    """Return the sampling settings of a configuration with some replaced, checked as YAML is.
+
+    Raises:
+        ConfigError: If a setting is unknown or out of its range.
+    """
+    tree = {**dataclasses.asdict(config.sampling), **changes}
+    sampling = _build(SamplingConfig, tree, "sample", "")
+    assert isinstance(sampling, SamplingConfig)
+    changed = dataclasses.replace(config, sampling=sampling)
+    _check_together(changed, config.name)
+    return sampling
 
 
 def dump_config(config: Config) -> str:
@@ -233,7 +253,33 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads YAML and refuses a key that is there twice: one of its values would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice!r} twice in one section", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
+def _override(tree: Any, keys: list[str], value: Any) -> None:
+    """Set one value of a tree; what is no tree is left for `_build` to refuse."""
+    for key in keys[:-1]:
+        if not isinstance(tree, dict):
+            return
+        if tree.get(key) is None:  # a section left empty
+            tree[key] = {}
+        tree = tree[key]
+    if isinstance(tree, dict):
+        tree[keys[-1]] = value
+
+
 def _build(kind: type, tree: Any, where: str, prefix: str) -> Any:
+    tree = {} if tree is None else tree  # a section left empty keeps its defaults
     if not isinstance(tree, dict):
         place = prefix.rstrip(".") or "the file"
         raise ConfigError(
@@ -260,9 +306,12 @@ def _build(kind: type, tree: Any, where: str, prefix: str) -> Any:
 
 def _check(name: str, value: Any, hint: Any, metadata: typing.Mapping[str, Any]) -> Any:
     if isinstance(hint, types.UnionType):
-        if value is None:
+        if value is None and types.NoneType in typing.get_args(hint):
             return None
-        hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+        options = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+        listed = isinstance(value, list | tuple)
+        fitting = [kind for kind in options if (typing.get_origin(kind) is tuple) == listed]
+        hint = (fitting or options)[0]
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{name}={value!r} must be a list; got {type(value).__name__}.")
@@ -296,6 +345,13 @@ def _check_together(config: Config, name: str) -> None:
             f"config {name}: transformer.dim={config.transformer.dim} must divide by num_heads; "
             f"got {config.transformer.num_heads}. Choose dim as a multiple of it."
         )
+    for key in ("temperature", "top_k", "top_p"):
+        setting, depth = getattr(config.sampling, key), config.quantizer.depth
+        if isinstance(setting, tuple) and len(setting) != depth:
+            raise ConfigError(
+                f"config {name}: sampling.{key}={list(setting)} must hold one number a level; got "
+                f"{len(setting)} for quantizer.depth={depth}. Write one number, or {depth}."
+            )
     guided = config.sampling.cfg_scale != 1.0
     if guided and config.transformer.label_dropout == 0.0:
         raise ConfigError(

@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
 from imagegen.autoencoder import RQVAE
-from imagegen.config import Config
+from imagegen.checks import check_training
+from imagegen.config import Config, change_sampling
 from imagegen.data import ImageSet, load_images
 from imagegen.pictures import save_grid
 from imagegen.readers import fit_images, read_folder, read_npz
@@ -17,10 +18,12 @@ from imagegen.reconstruct import encode_images, reconstruct, reconstruction_erro
 from imagegen.runs import Run
 from imagegen.sample import Samples, balanced_labels, sample_images
 from imagegen.shifts import count_shifts
+from imagegen.split import check_split, read_split, write_split
 from imagegen.stage1 import train_stage1
 from imagegen.stage2 import train_stage2
 from imagegen.training import step_seed
 from rqtoolkit.errors import ConfigError
+from rqtoolkit.functional.codes import smallest_dtype
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.atomic import atomic_folder
 from rqtoolkit.transformer import RQTransformer
@@ -29,10 +32,13 @@ __all__ = [
     "draw_from_run",
     "load_models",
     "load_run_images",
+    "load_split",
     "reconstruct_images",
     "train_run",
     "write_samples",
 ]
+
+MOST_SAMPLES = 1_000_000  # all are held in memory until they are written
 
 
 def load_run_images(config: Config, progress: Progress | None = None) -> tuple[ImageSet, ImageSet]:
@@ -54,6 +60,17 @@ def load_run_images(config: Config, progress: Progress | None = None) -> tuple[I
     )
 
 
+def load_split(run: Run, progress: Progress | None = None) -> tuple[ImageSet, ImageSet]:
+    """Load the training and held-out images of a run, as they were when it began.
+
+    Raises:
+        DataError: If the data have changed since.
+    """
+    train, held_out = load_run_images(run.config, progress)
+    check_split(run.path, train, held_out)
+    return train, held_out
+
+
 def train_run(
     config: Config,
     path: str | Path,
@@ -70,16 +87,27 @@ def train_run(
         path: Folder of the run.
         stages: Stages to train; 2 alone needs stage 1 finished in the same run.
         resume: Go on with a run that was interrupted, or finished only stage 1.
-        replace: Remove an earlier run of the same name from the folder.
+        replace: Remove an earlier run from the folder.
         progress: Called as progress(description, done, total).
 
+    Everything is checked before the folder is made or changed.
+
     Raises:
-        ConfigError: If the folder is taken, or the images are not named.
-        ArtifactError: If stage 2 is asked for and stage 1 is not finished.
-        DataError: If the loss is no longer finite.
+        ConfigError: If the folder is taken, the images are not named, or sizes do not fit.
+        ArtifactError: If stage 2 is asked for and stage 1 is not finished, or a file of the run
+            is damaged.
+        DataError: If the images are not those the run began with, or the loss is no longer finite.
+        ShapeError: If training and held-out images have different channels.
     """
+    run = Run.check(path, config, resume=resume, replace=replace)
+    if 1 not in stages:
+        run.require(run.autoencoder_path, 1)
     train, held_out = load_run_images(config, progress)
+    check_training(config, train, held_out)
+    if not replace:
+        check_split(path, train, held_out)
     run = Run.create(path, config, resume=resume, replace=replace)
+    write_split(path, train, held_out)
     if 1 in stages:
         train_stage1(run, train, held_out, progress=progress)
     if 2 in stages:
@@ -109,7 +137,7 @@ def draw_from_run(
 
     Args:
         run: The run.
-        number: Images to draw.
+        number: Images to draw, at most `MOST_SAMPLES`.
         classes: Classes to draw in even numbers; None for all of them.
         labels: The class of each image instead, shape (number,), int64.
         seed: Fixes the result; None takes the run's.
@@ -117,16 +145,22 @@ def draw_from_run(
         **sampling: Settings of `imagegen.sample.sample_images` that replace the run's own.
 
     Raises:
-        ConfigError: If a class is not one of the model's.
+        ConfigError: If a class is not one of the model's, or a setting is out of its range.
         ArtifactError: If the run is not finished.
     """
+    settings = change_sampling(run.config, sampling)
+    seed = run.config.seed if seed is None else seed
+    if not 1 <= number <= MOST_SAMPLES:
+        raise ConfigError(
+            f"sample: num={number} must be between 1 and {MOST_SAMPLES}. Draw in several parts, "
+            f"each with a seed."
+        )
+    if seed < 0:
+        raise ConfigError(f"sample: seed={seed} must be at least 0. Choose another.")
     autoencoder, transformer = load_models(run)
-    reach = run.config.stage2.shift
-    kinds = None
-    if transformer.num_classes is not None and transformer.num_classes > count_shifts(reach):
-        kinds = transformer.num_classes // count_shifts(reach)
-    if labels is None and kinds is not None:
-        labels = balanced_labels(number, range(kinds) if classes is None else classes)
+    kinds = _count_classes(run, transformer)
+    if labels is None and (kinds is not None or classes is not None):
+        labels = balanced_labels(number, range(kinds or 1) if classes is None else classes)
     if labels is not None and (kinds is None or not 0 <= labels.min() <= labels.max() < kinds):
         known = "none" if kinds is None else f"0 to {kinds - 1}"
         raise ConfigError(
@@ -138,11 +172,21 @@ def draw_from_run(
         autoencoder,
         number,
         labels=labels,
-        reach=reach,
-        seed=step_seed(run.config.seed if seed is None else seed, 3),
+        reach=run.config.stage2.shift,
+        seed=step_seed(seed, 3),
         progress=progress,
-        **{**dataclasses.asdict(run.config.sampling), **sampling},
+        **dataclasses.asdict(settings),
     )
+
+
+def _count_classes(run: Run, transformer: RQTransformer) -> int | None:
+    """Return how many classes a run's images have, None for images without."""
+    split = read_split(run.path)
+    if split is not None:
+        return cast("int | None", split["classes"])
+    # Runs without split.json: one class moved by shifts looks like no classes.
+    conditions, shifts = transformer.num_classes, count_shifts(run.config.stage2.shift)
+    return None if conditions is None or conditions == shifts > 1 else conditions // shifts
 
 
 def write_samples(
@@ -191,12 +235,13 @@ def reconstruct_images(
     autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
     data = run.config.data
     if source is None:
-        images = load_run_images(run.config, progress)[1].images
+        images = load_split(run, progress)[1].images
     elif source.is_dir():
         images = read_folder(source, data.resolution, data.fit, progress).images
     else:
         images = fit_images(read_npz(source)[1], data.resolution, data.fit).images
     levels = reconstruct(autoencoder, images)
-    samples = Samples(levels[-1], encode_images(autoencoder, images).numpy(), None)
+    dtype = smallest_dtype(autoencoder.quantizer.codebook_sizes)
+    samples = Samples(levels[-1], encode_images(autoencoder, images).numpy().astype(dtype), None)
     write_samples(samples, out, grid=[images[:10], *levels[:, :10]])
     return reconstruction_errors(images, levels)

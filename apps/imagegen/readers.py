@@ -15,7 +15,10 @@ from rqtoolkit.functional.progress import Progress, report
 
 __all__ = ["fit_images", "read_digits", "read_folder", "read_npz"]
 
+MOST_CLASSES = 100_000  # labels beyond are a mistake, and one name for each would fill the memory
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+_16_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def read_digits() -> ImageSet:
@@ -99,15 +102,26 @@ def read_npz(path: Path) -> tuple[ImageSet, ImageSet]:
         )
     names = None
     if "y_train" in arrays:
-        labels = np.concatenate([arrays["y_train"].ravel(), arrays["y_test"].ravel()])
-        if not np.issubdtype(labels.dtype, np.integer) or (len(labels) and labels.min() < 0):
-            raise DataError(
-                f"load_images: y_train and y_test of {path} must be integers from 0; "
-                f"got {labels.dtype}. Number the classes."
-            )
-        number = int(labels.max()) + 1 if len(labels) else 0
+        number = max(_count_classes(path, arrays, name) for name in ("y_train", "y_test"))
         names = tuple(str(name) for name in arrays.get("class_names", np.arange(number)))
     return _npz_part(path, arrays, "train", names), _npz_part(path, arrays, "test", names)
+
+
+def _count_classes(path: Path, arrays: dict[str, np.ndarray], name: str) -> int:
+    """Return the least number of classes that covers an array of labels."""
+    labels = arrays[name]
+    if labels.dtype.kind not in "iu":
+        raise DataError(
+            f"load_images: {name} of {path} must be integers from 0; got {labels.dtype}. Number "
+            f"the classes."
+        )
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, -1)
+    if low < 0 or high >= MOST_CLASSES:
+        raise DataError(
+            f"load_images: {name} of {path} must be integers from 0 to {MOST_CLASSES - 1}; got "
+            f"{low} to {high}. Number the classes."
+        )
+    return high + 1
 
 
 def _npz_part(
@@ -175,6 +189,18 @@ def _image_files(folder: Path) -> list[Path]:
     )
 
 
+def _pixels(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an image file, uint8 (H, W) or (H, W, 3)."""
+    if image.mode in _16_BITS:  # Pillow would clip all that is over 255 to white
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"levels from {levels.min()} to {levels.max()}, not 0 to 65535")
+        return np.rint(levels / 257).astype(np.uint8)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is not known")
+    return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+
+
 def _decode(files: list[Path], resolution: int, fit: str, progress: Progress | None) -> np.ndarray:
     """Read files to (N, resolution, resolution, C); C is 1 only where every file is grey."""
     images, broken = [], []
@@ -182,8 +208,8 @@ def _decode(files: list[Path], resolution: int, fit: str, progress: Progress | N
         report(progress, "reading images", done, len(files))
         try:
             with Image.open(file) as image:
-                grey = image.mode in ("1", "L")
-                pixels = np.asarray(image.convert("L" if grey else "RGB"))
+                grey = image.mode in ("1", "L", *_16_BITS)
+                pixels = _pixels(image)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             broken.append((file, f"{type(error).__name__}: {error}"))
             continue

@@ -1,5 +1,6 @@
 """Runs as folders: config.yaml, metrics.jsonl, checkpoints/ and samples/, readable without us."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -50,26 +51,51 @@ class Run:
             path: Folder of the run.
             config: What to train.
             resume: Go on where an earlier run of the same configuration stopped.
-            replace: Remove an earlier run of the same name, and nothing else in the folder.
+            replace: Remove what an earlier run left in the folder, and nothing else in it.
 
         Raises:
-            ConfigError: If the folder holds a run already and it is neither resumed nor replaced,
-                or holds one of another configuration.
+            ConfigError: As `Run.check` does.
+        """
+        run = cls.check(path, config, resume=resume, replace=replace)
+        existing = run.path / "config.yaml"
+        if replace and existing.exists():
+            for folder in (run.checkpoints, run.samples):
+                shutil.rmtree(folder, ignore_errors=True)
+            for name in ("split.json", "metrics.jsonl", "metrics.json", "report.html"):
+                (run.path / name).unlink(missing_ok=True)
+        for folder in (run.checkpoints, run.samples):
+            folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(existing) as temporary:
+            temporary.write_text(dump_config(config), encoding="utf-8")
+        return run
+
+    @classmethod
+    def check(
+        cls, path: str | Path, config: Config, *, resume: bool = False, replace: bool = False
+    ) -> "Run":
+        """Return the run that `create` would make, and leave the disk as it is.
+
+        Where the images lie and the device may change between a run and its resumption.
+
+        Args:
+            path: Folder of the run.
+            config: What to train.
+            resume: As for `create`.
+            replace: As for `create`.
+
+        Raises:
+            ConfigError: If the folder cannot be made, holds a run already and it is neither
+                resumed nor replaced, or holds one of another configuration.
         """
         path = Path(path)
         existing = path / "config.yaml"
-        if existing.exists() and replace and load_config(existing).name == config.name:
-            for folder in (path / "checkpoints", path / "samples"):
-                shutil.rmtree(folder, ignore_errors=True)
-            for name in ("metrics.jsonl", "metrics.json", "report.html"):
-                (path / name).unlink(missing_ok=True)
-        elif existing.exists():
-            if not resume:
+        if existing.exists():
+            if not resume and not replace:
                 raise ConfigError(
                     f"run: {path} holds a run already; got no --resume. Pass --resume to go on "
                     f"with it, or choose another folder."
                 )
-            if load_config(existing) != config:
+            if not replace and _essence(load_config(existing)) != _essence(config):
                 raise ConfigError(
                     f"run: {path} was started with another configuration; got one that differs "
                     f"from its config.yaml. Resume with {existing}, or choose another folder."
@@ -78,12 +104,13 @@ class Run:
             raise ConfigError(
                 f"run: {path} is not an empty folder and holds no run. Choose another folder."
             )
-        run = cls(path, config)
-        for folder in (run.checkpoints, run.samples):
-            folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(existing) as temporary:
-            temporary.write_text(dump_config(config), encoding="utf-8")
-        return run
+        nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise ConfigError(
+                f"run: {path} cannot be made; got {nearest}, which is no folder to write into. "
+                f"Choose another folder."
+            )
+        return cls(path, config)
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
@@ -119,11 +146,28 @@ class Run:
             file.write(json.dumps(dict(record)) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl, a last one that was cut off left out."""
+        """Return the lines of metrics.jsonl, a last one that was cut off left out.
+
+        Raises:
+            ArtifactError: If another line is damaged.
+        """
         if not self.metrics_path.exists():
             return []
-        lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        text = self.metrics_path.read_text(encoding="utf-8", errors="replace")
+        records = []
+        for number, line in enumerate(text.splitlines(keepends=True), start=1):
+            if not line.endswith("\n"):
+                continue
+            try:
+                record = json.loads(line)
+                _ = record["stage"], record["step"]
+            except (ValueError, TypeError, KeyError):
+                raise ArtifactError(
+                    f"run: line {number} of {self.metrics_path} is no record of a step; got "
+                    f"{line.strip()!r:.60}. Remove the line."
+                ) from None
+            records.append(record)
+        return records
 
     def forget_after(self, stage: int, step: int) -> None:
         """Drop the lines of a stage beyond a step: resuming writes them again."""
@@ -135,16 +179,24 @@ class Run:
     def save_state(self, stage: int, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Write everything a stage needs to go on, as one file."""
         write_artifact(
-            self._state_path(stage), class_name="Training", arguments=arguments, tensors=tensors
+            self.state_path(stage), class_name="Training", arguments=arguments, tensors=tensors
         )
 
     def load_state(self, stage: int) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """Read what `save_state` wrote; None where the stage has not got that far."""
-        path = self._state_path(stage)
+        path = self.state_path(stage)
         return read_artifact(path, class_name="Training") if path.exists() else None
 
-    def _state_path(self, stage: int) -> Path:
+    def state_path(self, stage: int) -> Path:
+        """Return where the state of a stage lies."""
         return self.checkpoints / f"stage{stage}.safetensors"
+
+
+def _essence(config: Config) -> Config:
+    """Return a configuration without what does not change a run's results: device and path."""
+    return dataclasses.replace(
+        config, device="auto", data=dataclasses.replace(config.data, path=None)
+    )
 
 
 def resolve_device(name: str) -> torch.device:

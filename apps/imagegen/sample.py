@@ -9,6 +9,7 @@ import torch
 from imagegen.autoencoder import RQVAE
 from imagegen.data import to_uint8
 from imagegen.shifts import conditions
+from rqtoolkit.functional.codes import smallest_dtype
 from rqtoolkit.functional.progress import Progress, report
 from rqtoolkit.transformer import RQTransformer
 
@@ -21,7 +22,7 @@ class Samples:
 
     Attributes:
         images: Shape (N, H, W, C), uint8.
-        codes: Shape (N, h, w, depth), int64.
+        codes: Shape (N, h, w, depth), the smallest unsigned type that holds them.
         labels: The class asked for, shape (N,), int64; None for models without classes.
     """
 
@@ -84,7 +85,7 @@ def sample_images(
             stop - start,
             cond=None if told is None else told[start:stop].to(device),
             temperature=temperature,
-            top_k=top_k or None,
+            top_k=(top_k or None) if isinstance(top_k, int) else [k or None for k in top_k],
             top_p=top_p,
             cfg_scale=cfg_scale,
             generator=generator,
@@ -92,4 +93,5 @@ def sample_images(
         images.append(to_uint8(autoencoder.decode(drawn)))
         codes.append(drawn.cpu().numpy())
         report(progress, "Sampling", stop, number)
-    return Samples(np.concatenate(images), np.concatenate(codes), labels)
+    dtype = smallest_dtype(transformer.codebook_sizes)
+    return Samples(np.concatenate(images), np.concatenate(codes).astype(dtype), labels)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from imagegen.config import Stage1Config, Stage2Config
 from imagegen.runs import Run, deferred_interrupt
-from rqtoolkit.errors import DataError
+from rqtoolkit.errors import ArtifactError, DataError
 from rqtoolkit.functional.progress import Progress, report
+from rqtoolkit.io.artifact import check_tensors
 
 __all__ = ["WeightAverage", "batch_rows", "learning_rate", "step_seed", "train_loop"]
 
@@ -133,6 +134,7 @@ def train_loop(
 
     Raises:
         DataError: If the loss is no longer finite.
+        ArtifactError: If the last checkpoint is of another model.
         KeyboardInterrupt: On Ctrl-C, after the state was saved.
     """
     device = run.device
@@ -140,7 +142,7 @@ def train_loop(
     run.forget_after(stage, start)
     description = f"Stage {stage} of 2"
     forked = [torch.cuda.current_device()] if device.type == "cuda" else []
-    begun = perf_counter()
+    begun = perf_counter() - _seconds_spent(run, stage)
     with deferred_interrupt() as interrupted, torch.random.fork_rng(devices=forked):
         for step in range(start, config.steps):
             torch.manual_seed(step_seed(run.config.seed, stage, step))
@@ -174,6 +176,12 @@ def train_loop(
         finish()
 
 
+def _seconds_spent(run: Run, stage: int) -> float:
+    """Return the seconds a stage has taken up to the last line of its log."""
+    lines = [m for m in run.metrics() if m["stage"] == stage and "seconds" in m]
+    return float(lines[-1]["seconds"]) if lines else 0.0
+
+
 def _check_finite(loss: Tensor, run: Run, stage: int, step: int) -> None:
     if not torch.isfinite(loss):
         raise DataError(
@@ -204,10 +212,17 @@ def _restore(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage,
 ) -> int:
+    """Put back what `_save` wrote and return the steps done."""
     saved = run.load_state(stage)
     if saved is None:
         return 0
     arguments, tensors = saved
+    check_tensors(run.state_path(stage), _expected(module, optimizer, tensors), tensors)
+    if not all(isinstance(arguments.get(name), int) for name in ("step", "averaged")):
+        raise ArtifactError(
+            f"run: {run.state_path(stage)} is not the state of a training; got arguments "
+            f"{arguments!r:.60}. Train in a new folder."
+        )
     groups: dict[str, dict[str, Tensor]] = {"module": {}, "average": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         kind, rest = name.split(".", 1)
@@ -221,3 +236,17 @@ def _restore(
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return int(arguments["step"])
+
+
+def _expected(
+    module: nn.Module, optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return what `_save` would write: parameters without a gradient have no optimizer state."""
+    expected = {f"module.{k}": v for k, v in module.state_dict().items()}
+    expected |= {f"average.{k}": p for k, p in module.named_parameters()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, parameter in enumerate(parameters):
+        if any(name.startswith(f"optimizer.{index}.") for name in found):
+            moments = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            expected |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
+    return expected

@@ -14,6 +14,9 @@ __all__ = ["SamplingRule", "sampling_rules"]
 
 _WHERE = "RQTransformer.generate"
 
+_COLD = 1e-3  # below, quotients may overflow: the largest logit becomes 0 first
+_COLDEST = 1e-30  # below, the temperature itself is 0 in float32
+
 
 @dataclass(frozen=True)
 class SamplingRule:
@@ -60,8 +63,10 @@ class SamplingRule:
             Probabilities, shape (..., K), float32, summing to one; filtered entries are 0.
         """
         logits = logits.float()
+        if self.temperature < _COLD:
+            logits = logits - logits.max(-1, keepdim=True).values
         if self.temperature != 1.0:
-            logits = logits / self.temperature
+            logits = logits / max(self.temperature, _COLDEST)
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             kth = logits.topk(self.top_k).values[..., -1:]
             logits = logits.masked_fill(logits < kth, -math.inf)

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from imagegen.config import load_config
 from imagegen.demo import run_demo
+from imagegen.runs import Run
 from rqtoolkit.errors import ConfigError
 
 
@@ -40,9 +42,17 @@ def test_the_demo_replaces_nothing_but_a_run(tmp_path):
     with pytest.raises(ConfigError, match="not an empty folder"):
         run_demo(tmp_path, quick=True)
     (tmp_path / "config.yaml").write_text("name: mine")
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="holds a run already that is not the demo's own"):
         run_demo(tmp_path, quick=True)
     (tmp_path / "config.yaml").write_text("database: postgres")
     with pytest.raises(ConfigError, match="database is no known key"):
         run_demo(tmp_path, quick=True)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_the_demo_leaves_a_changed_digits_alone(tmp_path):
+    mine = load_config("digits", overrides={"stage2.steps": 20_000})
+    Run.create(tmp_path / "run", mine).log({"stage": 1, "step": 1})
+    with pytest.raises(ConfigError, match="not the demo's own"):
+        run_demo(tmp_path / "run", quick=True)
+    assert Run.open(tmp_path / "run").metrics()

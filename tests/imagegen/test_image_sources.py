@@ -136,6 +136,8 @@ def test_npz_in_colour_and_without_classes(npz):
         ({"y_train": np.zeros(20)}, DataError, "integers from 0; got float64"),
         ({"y_train": np.zeros(19, np.int64)}, ShapeError, "one for each of 20 images"),
         ({"y_train": np.full(20, -1)}, DataError, "integers from 0"),
+        ({"y_train": np.full(20, 2**62)}, DataError, "integers from 0 to 99999; got 46116"),
+        ({"y_train": np.full(20, 2**64 - 1, np.uint64)}, DataError, "integers from 0 to 99999"),
         ({"class_names": np.array(["cat"])}, DataError, "does not name every label"),
     ],
 )
@@ -251,3 +253,19 @@ def test_fashion_mnist_pads_to_32(shared_data):
     assert train.images.shape == (20000, 32, 32, 1)
     assert np.bincount(held_out.labels).tolist() == [100] * 10
     assert train.class_names[0] == "t-shirt/top"
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path, suffix):
+    levels = np.array([[0, 255, 257], [32896, 65000, 65535]], np.uint16)
+    for number in range(2):
+        Image.fromarray(levels).save(tmp_path / f"{number}.{suffix}")
+    train, _ = load_images(source="folder", path=tmp_path, resolution=4, fit="pad", held_out=1)
+    expected = [[0, 1, 1], [128, 253, 255]]  # round(level / 257)
+    assert train.images[0, 1:3, :3, 0].tolist() == expected
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "one.tif")
+    with pytest.raises(ArtifactError, match="floating-point pixels, whose range is not known"):
+        load_images(source="folder", path=tmp_path, resolution=4)

@@ -72,6 +72,7 @@ def test_sample_writes_images_codes_and_labels(run_folder, tmp_path):
     assert np.load(out / "labels.npy").tolist() == [3, 3, 3, 7, 7, 7]
     codes = np.load(out / "codes.npy")
     assert codes.shape == (6, 4, 4, 2)
+    assert codes.dtype == np.uint8
     pictures = sorted(out.glob("0*.png"))
     assert [p.name for p in pictures[2:4]] == ["00002-class-3.png", "00003-class-7.png"]
     # the pictures are the codes, decoded
@@ -94,10 +95,73 @@ def test_a_seed_fixes_samples_and_guidance_changes_them(run_folder):
 
 
 def test_sample_refuses_classes_it_does_not_have(run_folder, tmp_path):
-    for classes, message in (("3,12", "0 to 9"), ("three", "must be numbers")):
+    for classes, message in (("3,12", "0 to 9"), ("three", "must be whole numbers")):
         with pytest.raises(ConfigError, match=message):
             invoke("sample", run_folder, "--out", tmp_path / "s", "--classes", classes)
     assert not (tmp_path / "s").exists()
+
+
+def test_sample_settings_may_differ_by_level(run_folder, tmp_path):
+    arguments = ("sample", run_folder, "--num", "30", "--seed", "1")
+    invoke(*arguments, "--top-k", "1,0", "--temperature", "1.0,2.0", "--out", tmp_path / "s")
+    codes = np.load(tmp_path / "s" / "codes.npy")
+    run = Run.open(run_folder)
+    drawn = draw_from_run(run, 30, seed=1, top_k=[1, 0], temperature=[1.0, 2.0])
+    assert np.array_equal(codes, drawn.codes)
+    first = codes[codes.shape[0] % 10 :: 3, 0, 0]
+    assert len(set(first[:, 1].tolist())) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--temperature", "1e-300"), "temperature=1e-300 is out of range"),
+        (("--cfg-scale", "1e30"), "cfg_scale=1e.30 is out of range"),
+        (("--top-k", "1,2,3"), "must hold one number a level"),
+        (("--top-p", "0"), "top_p=0.0 is out of range"),
+        (("--seed", "-1"), "seed=-1 must be at least 0"),
+        (("--num", "10000000000"), "num=10000000000 must be between 1 and 1000000"),
+        (("--num", "0"), "num=0 must be between 1 and"),
+        (("--top-k", "many"), "--top-k=many must be whole numbers"),
+    ],
+)
+def test_sample_refuses_settings_out_of_range(run_folder, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        invoke("sample", run_folder, "--out", tmp_path / "s", *options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["sample", "reconstruct"])
+def test_a_folder_that_is_taken_is_refused_before_the_work(tmp_path, command):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    # not even the run is looked at
+    with pytest.raises(ArtifactError, match="exists and is not empty"):
+        invoke(command, tmp_path / "no-run", "--out", tmp_path / "full")
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("classes", [None, 1])
+def test_one_class_is_not_the_same_as_none(tmp_path, shift, classes):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+    labels = {} if classes is None else {"y_train": np.zeros(20, int), "y_test": np.zeros(10, int)}
+    np.savez(tmp_path / "images.npz", x_train=pixels, x_test=pixels[:10], **labels)
+    changes = {
+        "data.source": "npz",
+        "data.path": str(tmp_path / "images.npz"),
+        "stage2.shift": shift,
+        "transformer.label_dropout": 0.0,
+    }
+    run = train_run(load_config("digits", overrides={**TINY, **changes}), tmp_path / "run")
+    drawn = draw_from_run(run, 4)
+    if classes is None:
+        assert drawn.labels is None
+        with pytest.raises(ConfigError, match="it has none"):
+            draw_from_run(run, 4, classes=[0])
+    else:
+        assert drawn.labels.tolist() == [0] * 4
+        assert np.array_equal(draw_from_run(run, 4, classes=[0]).images, drawn.images)
+        assert draw_from_run(run, 3, labels=np.zeros(3, np.int64)).labels.tolist() == [0] * 3
 
 
 def test_evaluate_writes_the_report_and_prints_json_alone(run_folder):

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from imagegen.config import Config, dump_config, load_config, shipped_configs
+from imagegen.config import Config, change_sampling, dump_config, load_config, shipped_configs
 from rqtoolkit.errors import ConfigError
 
 
@@ -37,6 +37,32 @@ def test_overrides_win_over_the_file(written):
     assert (config.seed, config.stage2.steps) == (5, 2)
 
 
+def test_overrides_meet_an_empty_section_and_a_list(written):
+    assert load_config(written("data:"), overrides={"data.resolution": 8}).data.resolution == 8
+    with pytest.raises(ConfigError, match="the file must hold keys and values; got list"):
+        load_config(written("- a"), overrides={"seed": 1, "data.resolution": 8})
+    with pytest.raises(ConfigError, match="data must hold keys and values; got list"):
+        load_config(written("data: [1]"), overrides={"data.resolution": 8})
+
+
+def test_a_relative_path_of_images_becomes_absolute(written, tmp_path, monkeypatch):
+    path = written("data: {source: npz, path: images.npz}")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(path).data.path == str(tmp_path / "images.npz")
+
+
+def test_sampling_takes_one_number_or_one_a_level(written):
+    text = "sampling: {temperature: [1, 0.9, 0.8, 0.7], top_k: [0, 5, 5, 5], top_p: 0.9}"
+    config = load_config(written(text))
+    assert config.sampling.temperature == (1.0, 0.9, 0.8, 0.7)
+    assert config.sampling.top_k == (0, 5, 5, 5)
+    assert load_config(written(dump_config(config))) == config
+    assert change_sampling(config, {"top_k": 3}).top_k == 3
+    for change in ({"top_k": [1, 2]}, {"temperature": 1e-9}, {"cfg_scale": 1e9}, {"heat": 1}):
+        with pytest.raises(ConfigError):
+            change_sampling(config, change)
+
+
 def test_numbers_may_be_written_with_an_exponent(written):
     # YAML 1.1 takes 1e-3, without a dot, for a string
     assert load_config(written("stage1: {learning_rate: 1e-3}")).stage1.learning_rate == 0.001
@@ -66,6 +92,11 @@ def test_numbers_may_be_written_with_an_exponent(written):
         ("sampling: {cfg_scale: 2.0}", r"needs a model trained with label dropout"),
         ("data: {source: web}", r"data\.source='web' is not one of digits, npz, folder"),
         ("a: [", r"not readable YAML"),
+        ("seed: 1\nseed: 2", r"the key 'seed' twice in one section"),
+        ("stage1: {steps: 1, steps: 2}", r"the key 'steps' twice"),
+        ("sampling: {top_k: [1, 2, 3]}", r"top_k=\[1, 2, 3\] must hold one number a level"),
+        ("sampling: {top_k: [1, 2, 3, -4]}", r"top_k=-4 is out of range"),
+        ("sampling: {temperature: null}", r"must be a float; got NoneType"),
     ],
 )
 def test_mistakes_are_named_in_one_line(written, text, message):

@@ -14,8 +14,10 @@ from imagegen.data import ImageSet
 from imagegen.jobs import train_run
 from imagegen.runs import Run
 from imagegen.stage1 import train_stage1
+from imagegen.stage2 import held_out_bits
 from imagegen.training import WeightAverage, batch_rows, learning_rate, step_seed
-from rqtoolkit.errors import ConfigError, DataError
+from rqtoolkit.errors import ArtifactError, ConfigError, DataError
+from rqtoolkit.transformer import RQTransformer
 
 SMALL = {
     "data.resolution": 8,
@@ -90,6 +92,11 @@ def test_an_interrupted_run_goes_on_to_the_bit(whole, tmp_path, stage, step):
         train_run(small(), folder, progress=interrupt_at(stage, step))
     train_run(small(), folder, resume=True)
     assert contents(folder) == whole
+    for number in (1, 2):  # the clock goes on, too
+        seconds = [m["seconds"] for m in Run.open(folder).metrics() if "seconds" in m]
+        stages = [m["stage"] for m in Run.open(folder).metrics() if "seconds" in m]
+        mine = [s for s, n in zip(seconds, stages, strict=True) if n == number]
+        assert mine == sorted(mine)
 
 
 def test_a_killed_run_goes_on_to_the_bit(whole, tmp_path):
@@ -125,10 +132,54 @@ def test_a_run_is_not_mixed_with_another(tmp_path):
         Run.create(folder, small())
     with pytest.raises(ConfigError, match="another configuration"):
         Run.create(folder, small(seed=9), resume=True)
+    Run.create(folder, small(device="cpu"), resume=True)  # this changes no result
+    assert Run.open(folder).config.device == "cpu"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     with pytest.raises(ConfigError, match="not an empty folder"):
         Run.create(tmp_path / "full", small())
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    train_run(small(), folder)
+    one, two = (folder / "checkpoints" / f"stage{number}.safetensors" for number in (1, 2))
+    one.write_bytes(two.read_bytes())
+    with pytest.raises(ArtifactError, match=r"stage1\.safetensors does not hold"):
+        train_run(small(), folder, resume=True)
+
+
+def test_a_damaged_line_of_metrics_is_named(tmp_path):
+    folder = tmp_path / "run"
+    train_run(small(), folder, stages=(1,))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("what is this\n")
+    with pytest.raises(ArtifactError, match=r"line \d+ of .*metrics\.jsonl is no record"):
+        train_run(small(), folder, resume=True)
+
+
+def test_held_out_bits_are_a_plain_mean_of_logarithms():
+    generator = torch.Generator().manual_seed(0)
+    model = RQTransformer(
+        (2, 3),
+        depth=2,
+        codebook_size=5,
+        dim=8,
+        body_layers=1,
+        depth_layers=1,
+        num_heads=2,
+        num_classes=3,
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        codes = torch.randint(5, (7, 2, 3, 2), generator=generator)
+        cond = torch.arange(7) % 3
+        chosen = model(codes, cond=cond).log_softmax(-1).gather(-1, codes[..., None]).squeeze(-1)
+    expected = -chosen.double().mean((0, 1, 2)) / np.log(2)
+    for batch_size in (256, 3):  # 7 = 3 + 3 + 1: the last batch must not weigh more
+        bits = held_out_bits(model, codes, cond, batch_size=batch_size)
+        assert bits == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
@@ -157,8 +208,11 @@ def test_batches_visit_every_row_once_a_pass():
     assert sorted(rows[:10].tolist()) == sorted(rows[10:].tolist()) == list(range(10))
     assert rows[:10].tolist() != rows[10:].tolist()
     # a batch larger than the data spans several passes
-    assert sorted(batch_rows(3, 7, 0, seed=0).tolist())[:6] != []
-    assert batch_rows(3, 7, 0, seed=0).shape == (7,)
+    rows = batch_rows(3, 7, 0, seed=0).tolist()
+    assert sorted(rows[:3]) == sorted(rows[3:6]) == [0, 1, 2]
+    assert len(rows) == 7
+    # and the next batch goes on in the pass where it ended
+    assert sorted(rows[6:] + batch_rows(3, 7, 1, seed=0).tolist()[:2]) == [0, 1, 2]
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():

@@ -74,6 +74,15 @@ def test_draws_follow_the_exact_distribution(rule):
     assert chisquare(observed[kept], kept_share * count).pvalue > 0.01
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-12, 1e300])
+@pytest.mark.parametrize("scale", [1.0, 1e30, -1e30])
+def test_extreme_temperatures_give_the_limits(temperature, scale):
+    found = SamplingRule(temperature).probabilities(torch.tensor([3.0, 7.0, 7.0, 5.0]) * scale)
+    best = [0.0, 0.5, 0.5, 0.0] if scale > 0 else [1.0, 0.0, 0.0, 0.0]
+    expected = best if temperature < 1 else [0.25] * 4
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
 def test_rules_are_spread_over_levels():
     rules = sampling_rules(2, temperature=0.9, top_k=[5, None], top_p=0.5)
     assert rules == [SamplingRule(0.9, 5, 0.5), SamplingRule(0.9, None, 0.5)]

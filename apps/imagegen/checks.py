@@ -1,0 +1,49 @@
+"""What must hold between a configuration and its images before a run makes its folder."""
+
+import torch
+
+from imagegen.config import Config
+from imagegen.images import ImageSet
+from imagegen.stage1 import build_autoencoder
+from imagegen.stage2 import build_transformer
+from rqtoolkit.errors import ConfigError, ShapeError
+
+__all__ = ["check_training"]
+
+
+def check_training(config: Config, train: ImageSet, held_out: ImageSet) -> None:
+    """Refuse a configuration that cannot train on these images.
+
+    Both models are built on the meta device, which takes neither memory nor random numbers.
+
+    Args:
+        config: What is to be trained.
+        train: Images to learn from.
+        held_out: Images to measure on.
+
+    Raises:
+        ConfigError: If sizes do not fit each other or the images.
+        ShapeError: If training and held-out images have different channels.
+    """
+    if train.channels != held_out.channels:
+        raise ShapeError(
+            f"train: training and held-out images must have the same channels; got "
+            f"{train.channels} and {held_out.channels}. Convert one of the two."
+        )
+    dropout = config.transformer.label_dropout
+    if dropout and train.num_classes is None:
+        raise ConfigError(
+            f"train: transformer.label_dropout={dropout} needs images with classes; got none. "
+            f"Set it to 0."
+        )
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        autoencoder = build_autoencoder(config, image_channels=train.channels)
+        build_transformer(config, autoencoder, train.num_classes)
+    sizes = config.autoencoder
+    levels = [config.data.resolution // 2**level for level in range(len(sizes.multipliers))]
+    absent = [side for side in sizes.attention if side not in levels]
+    if absent:
+        raise ConfigError(
+            f"train: autoencoder.attention={list(sizes.attention)} names resolutions that do not "
+            f"occur: {absent}; got levels of {levels}. Choose among those, or set it to []."
+        )

@@ -1,0 +1,57 @@
+"""Configurations that cannot train: refused before anything is written."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_imagegen_cli import TINY
+
+from imagegen.config import load_config
+from imagegen.jobs import train_run
+from rqtoolkit.errors import ArtifactError, ConfigError, ShapeError
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"autoencoder.multipliers": []}, "must name a level"),
+        ({"data.resolution": 9}, "does not divide by the reduction"),
+        ({"autoencoder.fold": 3}, "does not divide by the reduction"),
+        ({"autoencoder.attention": [8, 16]}, r"do not occur: \[16\]; got levels of \[8, 4\]"),
+        ({"data.held_out": 5000}, "held_out"),
+        ({"data.path": "somewhere"}, "takes no path"),
+    ],
+)
+def test_a_refused_configuration_leaves_nothing_behind(tmp_path, changes, message):
+    config = load_config("digits", overrides={**TINY, **changes})
+    with pytest.raises(ConfigError, match=message):
+        train_run(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_stage_2_before_stage_1_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ArtifactError, match=r"stage 1 .* is not finished"):
+        train_run(load_config("digits", overrides=TINY), tmp_path / "run", stages=(2,))
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_do_not_fit_leave_nothing_behind(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", x_train=pixels[..., 0], x_test=pixels)
+    data = {"data.source": "npz", "data.path": str(tmp_path / "images.npz")}
+    config = load_config("digits", overrides={**TINY, **data})
+    with pytest.raises(ShapeError, match="same channels; got 1 and 3"):
+        train_run(config, tmp_path / "run")
+    (tmp_path / "folder").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "folder" / f"{number}.png")
+    data = {"data.source": "folder", "data.path": str(tmp_path / "folder"), "stage2.shift": 1}
+    config = load_config("digits", overrides={**TINY, **data})
+    with pytest.raises(ConfigError, match=r"label_dropout=0\.1 needs images with classes"):
+        train_run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_below_a_file_is_refused_in_words(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"cannot be made; got .*file, which is no folder"):
+        train_run(load_config("digits", overrides=TINY), tmp_path / "file" / "run")
