@@ -193,6 +193,10 @@ def _show(metrics: dict[str, Any]) -> None:
         ("coverage", "coverage_floor"),
         ("recall", "recall_floor"),
     ):
+        if name not in metrics:  # images without classes
+            continue
+        if name not in metrics:  # images without classes leave these out
+            continue
         title = name.replace("_", " ")
         typer.echo(f"{title:34} {metrics[name]:.3f}  (real images: {metrics[reference]:.3f})")
     if "seconds" in metrics:

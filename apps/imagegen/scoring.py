@@ -15,7 +15,7 @@ import torch
 from imagegen.config import load_config, shipped_configs
 from imagegen.data import ImageSet
 from imagegen.evaluate import NEIGHBOURS, evaluate_samples, train_classifier
-from imagegen.jobs import draw_from_run, load_models, load_run_images, write_samples
+from imagegen.jobs import draw_from_run, load_models, load_split, write_samples
 from imagegen.reconstruct import encode_images, reconstruct, reconstruction_errors
 from imagegen.report import ReportContent, render_report
 from imagegen.runs import Run, deferred_interrupt
@@ -50,7 +50,8 @@ def evaluate_run(
 
     As many samples are drawn as there are held-out images, of the same classes, with the run's
     seed and sampling settings. Everything is computed before the first file is replaced, and an
-    earlier evaluation is replaced as a whole.
+    earlier evaluation is replaced as a whole. Images without classes leave out what is seen
+    through a classifier.
 
     Args:
         run: The run.
@@ -66,30 +67,34 @@ def evaluate_run(
 
     Raises:
         ArtifactError: If the run is not finished.
-        DataError: If its images have no classes, or too few are held out or all are equal.
+        DataError: If too few images are held out, or all of them are equal.
     """
     begun = perf_counter()
     autoencoder, transformer = load_models(run)
-    train, held_out = load_run_images(run.config, progress)
+    train, held_out = load_split(run, progress)
     _check(run, held_out)
     levels = reconstruct(autoencoder, held_out.images)
     codes = encode_images(autoencoder, held_out.images)
     drawn = draw_from_run(run, len(held_out), labels=held_out.labels, progress=progress)
     samples = ImageSet(drawn.images, drawn.labels, held_out.class_names)
-    # Not seeded by the run: runs on the same data are seen through the same network, beside the
-    # same ceiling and floors.
-    classifier = train_classifier(train, name=f"{run.config.name}-cnn-v1", progress=progress)
-    result = evaluate_samples(classifier, train, held_out, samples, levels[-1], progress=progress)
+    result = None
+    if train.labels is not None and len(set(train.labels.tolist())) > 1:
+        # Not seeded by the run: runs on the same data are seen through the same network, beside
+        # the same ceiling and floors.
+        classifier = train_classifier(train, name=f"{run.config.name}-cnn-v1", progress=progress)
+        result = evaluate_samples(
+            classifier, train, held_out, samples, levels[-1], progress=progress
+        )
     labels = None if held_out.labels is None else torch.from_numpy(held_out.labels)
     unmoved = torch.zeros(len(held_out), dtype=torch.int64)
     told = conditions(labels, unmoved, reach=run.config.stage2.shift)
     sizes = autoencoder.quantizer.codebook_sizes
     metrics: dict[str, Any] = {
         "reconstruction_relative_error": reconstruction_errors(held_out.images, levels),
-        **result.metrics,
+        **(result.metrics if result else {}),
         "bits_per_code": held_out_bits(transformer, codes, told),
         "unigram_bits_per_code": entropy_per_depth(codes, sizes),
-        "evaluation": result.to_json(),
+        **({"evaluation": result.to_json()} if result else {}),
     }
     positions = autoencoder.grid[0] * autoencoder.grid[1]
     digits = run.config.data.source == "digits"
@@ -126,11 +131,6 @@ def evaluate_run(
 
 def _check(run: Run, held_out: ImageSet) -> None:
     """Refuse in a moment what would fail after minutes."""
-    if held_out.labels is None:
-        raise DataError(
-            f"evaluate: the images of {run.path} have no classes; got none to train the "
-            f"classifier on. Sort them into one folder a class."
-        )
     if len(held_out) <= NEIGHBOURS:
         raise DataError(
             f"evaluate: {run.path} must hold out more than k={NEIGHBOURS} images; got "
@@ -165,12 +165,8 @@ def _seconds(run: Run, begun: float, since: float | None) -> float:
         return round(now - since, 1)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return float(json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))["seconds"])
-    trained, previous = 0.0, 0.0
-    for seconds in (record["seconds"] for record in run.metrics() if "seconds" in record):
-        # The clock starts anew with each stage and each resumption.
-        trained += seconds - previous if seconds >= previous else seconds
-        previous = seconds
-    return round(trained + now - begun, 1)
+    trained = {m["stage"]: m["seconds"] for m in run.metrics() if "seconds" in m}
+    return round(sum(trained.values()) + now - begun, 1)
 
 
 def _commands(run: Run) -> list[str]:
@@ -188,11 +184,16 @@ def _commands(run: Run) -> list[str]:
 def _sampling(run: Run) -> dict[str, str]:
     sampling = run.config.sampling
     return {
-        "temperature": f"{sampling.temperature:g}",
-        "top-k": f"{sampling.top_k}" if sampling.top_k else "off",
-        "top-p": f"{sampling.top_p:g}" if sampling.top_p < 1 else "off",
-        "guidance": f"{sampling.cfg_scale:g}" if sampling.cfg_scale != 1 else "off",
+        "temperature": _per_level(sampling.temperature),
+        "top-k": _per_level(sampling.top_k, off=0),
+        "top-p": _per_level(sampling.top_p, off=1.0),
+        "guidance": _per_level(sampling.cfg_scale, off=1.0),
     }
+
+
+def _per_level(value: float | Sequence[float], *, off: float | None = None) -> str:
+    values = list(value) if isinstance(value, Sequence) else [value]
+    return "off" if all(v == off for v in values) else ", ".join(f"{v:g}" for v in values)
 
 
 def _losses(run: Run) -> dict[str, dict[str, dict[str, tuple[list[float], list[float]]]]]:

@@ -214,6 +214,17 @@ def test_runs_without_classes_reconstructions_or_times(tmp_path):
     assert "reconstructions</th>" not in (tmp_path / "report.html").read_text()
 
 
+def test_images_without_classes_leave_out_the_classifiers_figures(tmp_path):
+    plain = ImageSet(make_content().samples.images)
+    write_report(
+        tmp_path / "report.html", make_content(samples=plain, held_out=plain, evaluation=None)
+    )
+    reader = Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Reconstruction error" in reader.text
+    assert "no classifier" in reader.text
+    assert "Coverage" not in reader.text
+
+
 def test_lists_by_depth_must_agree():
     with pytest.raises(ShapeError, match=r"one length; got .*'relative_error': 2"):
         make_content(relative_error=[0.1, 0.2])

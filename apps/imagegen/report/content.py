@@ -34,7 +34,7 @@ class ReportContent:
         bits_per_image: Rate at depth 1 … D.
         usage_counts: How often each entry was chosen, one array (K,) a depth.
         losses: By stage, then by unit, then by curve: steps and values. A unit has a panel.
-        evaluation: Result of `evaluate_samples`.
+        evaluation: Result of `evaluate_samples`; None for images without classes.
         bits_per_code: Held-out bits of the transformer, one a depth.
         unigram_bits_per_code: Entropy of the held-out codes, one a depth.
         config: The configuration used.
@@ -55,7 +55,7 @@ class ReportContent:
     bits_per_image: Sequence[float]
     usage_counts: Sequence[np.ndarray]
     losses: Mapping[str, Panels]
-    evaluation: EvaluationResult
+    evaluation: EvaluationResult | None
     bits_per_code: Sequence[float]
     unigram_bits_per_code: Sequence[float]
     config: Mapping[str, Any]

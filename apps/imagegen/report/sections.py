@@ -93,8 +93,25 @@ def sections(content: ReportContent, light: Pictures, dark: Pictures) -> list[tu
 
 
 def _headline(content: ReportContent) -> str:
-    metrics = content.evaluation.metrics
     bits, unigram = sum(content.bits_per_code), sum(content.unigram_bits_per_code)
+    items = [
+        card(
+            "Reconstruction error",
+            f"{content.relative_error[-1]:.2%}",
+            reference=f"With the first code only: {content.relative_error[0]:.1%}",
+            meaning="Squared error of held-out images over their variance, all codes used.",
+        ),
+        card(
+            "Bits per position",
+            f"{bits:.2f}",
+            reference=f"Knowing frequencies only: {unigram:.2f}",
+            meaning="What the transformer pays for the codes of held-out images. Less is better: "
+            "it knows what follows what.",
+        ),
+    ]
+    if content.evaluation is None:
+        return cards(items)
+    metrics = content.evaluation.metrics
 
     def against_real(name: str, key: str, reference: str, meaning: str) -> str:
         value, best = metrics[name], metrics[key]
@@ -126,19 +143,7 @@ def _headline(content: ReportContent) -> str:
                 "Training images",
                 "Held-out images that lie among the samples. Falls where variety is lost.",
             ),
-            card(
-                "Reconstruction error",
-                f"{content.relative_error[-1]:.2%}",
-                reference=f"With the first code only: {content.relative_error[0]:.1%}",
-                meaning="Squared error of held-out images over their variance, all codes used.",
-            ),
-            card(
-                "Bits per position",
-                f"{bits:.2f}",
-                reference=f"Knowing frequencies only: {unigram:.2f}",
-                meaning="What the transformer pays for the codes of held-out images. Less is "
-                "better: it knows what follows what.",
-            ),
+            *items,
             card(
                 "Near copies of training images",
                 f"{metrics['near_copies']:.1%}",
@@ -256,6 +261,11 @@ def _losses(content: ReportContent, light: Pictures, dark: Pictures) -> str:
 
 def _evaluation(content: ReportContent) -> str:
     result = content.evaluation
+    if result is None:
+        return (
+            "<p>The training images are not of several classes, so there is no classifier to look "
+            "through: class accuracy, coverage, recall and the rest are left out.</p>"
+        )
     heads = {**COLUMNS, "frechet_distance": f"FD ({result.extractor})"}
     rows = []
     for row in result.table:
