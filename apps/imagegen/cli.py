@@ -193,8 +193,6 @@ def _show(metrics: dict[str, Any]) -> None:
         ("coverage", "coverage_floor"),
         ("recall", "recall_floor"),
     ):
-        if name not in metrics:  # images without classes
-            continue
         if name not in metrics:  # images without classes leave these out
             continue
         title = name.replace("_", " ")
