@@ -228,7 +228,7 @@ def draw_losses(
         _draw_curves(axes, curves, theme)
         axes.set_xlabel("training step")
         axes.set_ylabel(unit)
-        _legend(axes, theme)
+        _legend(axes, theme, loc="best")
     return _png(figure)
 
 
@@ -270,8 +270,8 @@ def _style(axes: Any, theme: Theme) -> None:
     axes.yaxis.label.set_color(theme.text)
 
 
-def _legend(axes: Any, theme: Theme) -> None:
-    axes.legend(frameon=False, labelcolor=theme.text, fontsize=9, loc="upper right")
+def _legend(axes: Any, theme: Theme, *, loc: str = "upper right") -> None:
+    axes.legend(frameon=False, labelcolor=theme.text, fontsize=9, loc=loc)
 
 
 def _png(figure: Figure) -> bytes:

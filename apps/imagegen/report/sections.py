@@ -244,9 +244,9 @@ def _saved(bits: float, unigram: float) -> str:
 
 def _losses(content: ReportContent, light: Pictures, dark: Pictures) -> str:
     text = (
-        "<p>Each panel has a unit of its own. Stage 2 trains on nats (1 nat is 1.44 bits) and, "
-        "with soft targets, on an entropy that no model can get under; held-out bits are of hard "
-        "codes. Compare a curve with itself.</p>"
+        "<p>Each panel has a unit of its own. The training loss of stage 2 is in nats (1 nat is "
+        "1.44 bits) and, with soft targets, cannot fall under their entropy; held-out bits are of "
+        "hard codes. Compare a curve with itself, not with its neighbour.</p>"
     )
     return text + "\n".join(
         f"<h3>{escape(stage)}</h3>"
