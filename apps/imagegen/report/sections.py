@@ -313,8 +313,8 @@ def _reproduce(content: ReportContent) -> str:
     commands = escape("\n".join(content.commands))
     text = (
         f"<pre>{commands}</pre><p>NEW stands for a new folder, RUN for the one that holds this "
-        "report. On one machine a seed fixes codes, checkpoints, pictures and "
-        "figures to the bit; other processors may differ in the last digits.</p>"
+        "report. On one machine, with one number of threads, a seed fixes codes, checkpoints, "
+        "pictures and figures to the bit; elsewhere figures may move a per cent or two.</p>"
     )
     if not content.seconds:
         return text
