@@ -1,4 +1,7 @@
-"""Runs as folders: config.yaml, metrics.jsonl, checkpoints/ and samples/, readable without us."""
+"""Runs as folders that are readable without us.
+
+They hold config.yaml, split.json, metrics.jsonl, checkpoints/ and samples/.
+"""
 
 import dataclasses
 import json
