@@ -13,12 +13,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rqtoolkit.functional.assign import level_tables
+from rqtoolkit.quantizers.fitting import kmeans_tables, sampled_tables
 
-__all__ = ["CodebookTables", "broadcast_from_first"]
+__all__ = ["CodebookTables"]
 
 # Revived entries start at this many times the threshold: time to prove themselves before the next
 # look, without outweighing what they collect.
 _REVIVED_COUNT = 3.0
+_GATHER_PER_CODE = 2  # vectors per codeword before k-means starts inside a network
 
 
 class CodebookTables(nn.Module):
@@ -93,6 +95,31 @@ class CodebookTables(nn.Module):
         self.is_initialized = True
 
     @torch.no_grad()
+    def start(self, x: Tensor, depth: int, generator: torch.Generator | None) -> None:
+        """Keep the vectors of all ranks; start the tables by k-means once there are enough.
+
+        Until then, vectors that were seen stand in as codewords.
+
+        Args:
+            x: Vectors of one batch, shape (N, dim); those that are not finite are left out.
+            depth: Levels.
+            generator: Source of chance, on the device of x.
+        """
+        vectors = _gather_rows(x[x.isfinite().all(dim=1)])
+        self.gathered = torch.cat([self.gathered, vectors])
+        if not len(self.gathered):
+            return
+        enough = len(self.gathered) >= _GATHER_PER_CODE * max(self.codebook_sizes)
+        if enough:
+            seed = int(torch.randint(2**31, (1,), generator=generator, device=x.device))
+            tables = kmeans_tables(self.gathered, self.codebook_sizes, depth, seed=seed)
+        else:
+            tables = sampled_tables(self.gathered, self.codebook_sizes, depth, generator)
+        _broadcast_from_first(tables)
+        uses = depth if len(self.codebook_sizes) == 1 else 1
+        self.set_tables(tables, vectors=len(vectors) * uses if enough else None)
+
+    @torch.no_grad()
     def update(
         self,
         residuals: Sequence[Tensor],
@@ -133,7 +160,7 @@ class CodebookTables(nn.Module):
         for table, size in enumerate(self.codebook_sizes):
             own = [residuals[table]] if tables > 1 else list(residuals)
             pool = _draw_rows(own, weights, size, generator)
-            broadcast_from_first(pool)
+            _broadcast_from_first(pool)
             counts = self.counts[table, :size]
             threshold = self.restart_threshold * counts.mean().clamp(max=1 / self.restart_threshold)
             dead = (counts < threshold) & pool.isfinite().all(dim=1)
@@ -141,12 +168,6 @@ class CodebookTables(nn.Module):
                 dead[:, None], pool, self.tables[table, :size].detach()
             )
             self.counts[table, :size] = torch.where(dead, _REVIVED_COUNT * threshold, counts)
-
-    def gather(self, x: Tensor) -> int:
-        """Keep vectors (N, dim) of all ranks for k-means; return how many they are together."""
-        rows = _gather_rows(x)
-        self.gathered = torch.cat([self.gathered, rows])
-        return len(rows)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CodebookTables":
         """Follow the parent to another device, never to another precision."""
@@ -197,7 +218,7 @@ def _sum_over_ranks(tensor: Tensor) -> None:
         dist.all_reduce(tensor)
 
 
-def broadcast_from_first(tensor: Tensor) -> None:
+def _broadcast_from_first(tensor: Tensor) -> None:
     """Overwrite a tensor with that of rank 0, where several processes train together."""
     if _synchronised():
         dist.broadcast(tensor, src=0)

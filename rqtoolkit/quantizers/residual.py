@@ -16,7 +16,7 @@ from rqtoolkit.functional.assign import (
     beam_codes,
     level_tables,
     nearest_codes,
-    soft_assignment,
+    soft_codes,
     sum_codewords,
 )
 from rqtoolkit.functional.gradient import straight_through
@@ -29,14 +29,13 @@ from rqtoolkit.quantizers.checks import (
     level_sizes,
     training_rows,
 )
-from rqtoolkit.quantizers.codebook import CodebookTables, broadcast_from_first
-from rqtoolkit.quantizers.fitting import kmeans_tables, refine_tables, sampled_tables
+from rqtoolkit.quantizers.codebook import CodebookTables
+from rqtoolkit.quantizers.fitting import kmeans_tables, refine_tables
 from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput, SoftCodes
 
 __all__ = ["ResidualQuantizer"]
 
 _ARTIFACT_TENSORS = ("tables", "counts", "initialized")
-_GATHER_PER_CODE = 2  # vectors per codeword before k-means starts inside a network
 _FIT_ROWS_PER_CODE = 1024
 
 
@@ -151,7 +150,7 @@ class ResidualQuantizer(nn.Module):
         learning = self.training and not self.frozen
         with torch.autocast(x.device.type, enabled=False):
             if learning and self.kmeans_init and not self.state.is_initialized:
-                self._start(flat.detach(), generator)
+                self.state.start(flat.detach(), self.depth, generator)
             tables = self.state.levels(self.depth)
             residual, partial_sum = flat.detach(), torch.zeros_like(flat)
             residuals, codes = [], []
@@ -286,25 +285,17 @@ class ResidualQuantizer(nn.Module):
         """
         if not tau > 0:
             raise ConfigError(f"ResidualQuantizer.soft_codes: tau={tau} has to be above 0.")
-        residual, shape = self._flatten(x, "soft_codes")
-        tables = self.state.levels(self.depth)
+        flat, shape = self._flatten(x, "soft_codes")
+        tables = self._levels(self.depth)
         if relative:
             norm = float(torch.cat(tables).square().sum(dim=1).mean())
             tau *= max(norm, torch.finfo(torch.float32).tiny)
-        largest = max(self.codebook_sizes)
-        codes = residual.new_empty(len(residual), self.depth, dtype=torch.int64)
-        probabilities = residual.new_zeros(len(residual), self.depth, largest)
         with torch.autocast(x.device.type, enabled=False):
-            for level, table in enumerate(tables):
-                soft = soft_assignment(residual, table, tau)
-                probabilities[:, level, : len(table)] = soft
-                if stochastic:
-                    codes[:, level] = torch.multinomial(soft, 1, generator=generator).squeeze(1)
-                else:
-                    codes[:, level] = nearest_codes(residual, table)
-                residual = residual - table[codes[:, level]]
+            codes, probabilities = soft_codes(
+                flat, tables, tau, stochastic=stochastic, generator=generator
+            )
         return SoftCodes(
-            codes.reshape(*shape, self.depth), probabilities.reshape(*shape, self.depth, largest)
+            codes.reshape(*shape, self.depth), probabilities.reshape(*shape, self.depth, -1)
         )
 
     @torch.no_grad()
@@ -411,22 +402,6 @@ class ResidualQuantizer(nn.Module):
     def _levels(self, depth: int) -> list[Tensor]:
         """Tables of the first levels, without gradients."""
         return level_tables(self.codebooks, self.state.codebook_sizes, depth)
-
-    def _start(self, x: Tensor, generator: torch.Generator | None) -> None:
-        """Gather vectors; start the tables from them by k-means once there are enough."""
-        rows = self.state.gather(x[x.isfinite().all(dim=1)])
-        gathered, sizes = self.state.gathered, self.state.codebook_sizes
-        vectors = None
-        if len(gathered) >= _GATHER_PER_CODE * max(sizes):
-            seed = int(torch.randint(2**31, (1,), generator=generator, device=x.device))
-            tables = kmeans_tables(gathered, sizes, self.depth, seed=seed)
-            vectors = rows * (self.depth if self.shared_codebook else 1)
-        elif len(gathered):
-            tables = sampled_tables(gathered, sizes, self.depth, generator)
-        else:
-            return
-        broadcast_from_first(tables)
-        self.state.set_tables(tables, vectors)
 
     def _flatten(self, x: Tensor, where: str) -> tuple[Tensor, torch.Size]:
         """Return x as (N, dim) float32, and the shape of its other axes."""
