@@ -110,7 +110,7 @@ def test_an_interrupted_evaluation_leaves_the_earlier_one(run, monkeypatch, wher
 def test_the_report_shows_settings_curves_and_what_is_special_of_the_digits(run):
     html = (run.path / "report.html").read_text(encoding="utf-8")
     assert "<h1>Handwritten digits</h1>" in html
-    for text in ("temperature 0.9, top-k 5, top-p off, guidance off", "262 bits", "third split"):
+    for text in ("temperature 0.8, top-k 5, top-p 0.95, guidance off", "262 bits", "third split"):
         assert text in html, text
     assert "held-out loss, bits per code" in html
     assert "held-out relative error" in html

@@ -344,11 +344,14 @@ def test_runs_under_typers_own_runner(made):
 
 
 def start(*words: object) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from rqtoolkit.cli.app import main; sys.exit(main())",
-    ]
+    # Where the tests run in the background of a shell, Ctrl-C is ignored, here and in children.
+    lines = (
+        "import signal, sys",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",
+        "from rqtoolkit.cli.app import main",
+        "sys.exit(main())",
+    )
+    command = [sys.executable, "-c", "; ".join(lines)]
     return subprocess.Popen(
         [*command, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
