@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rqtoolkit import ResidualQuantizer
-from rqtoolkit.errors import ArtifactError, ConfigError, DataError, ShapeError
+from rqtoolkit.errors import ArtifactError, ConfigError
 from rqtoolkit.io.artifact import read_artifact, write_artifact
 
 
@@ -140,8 +140,6 @@ def test_few_vectors_stand_in_until_k_means_can_start():
         out = quantizer(x)
         assert all(t.isfinite().all() for t in (out.quantized, out.commitment_loss))
         assert quantizer.state.is_initialized == (step == 3)
-        if step == 0:
-            torch.testing.assert_close(quantizer.decode(quantizer.encode(x))[:0], x[:0])
     out = quantizer(torch.randn(9, 4))  # 36 vectors, above 2 · 16
     assert quantizer.state.is_initialized
     assert quantizer.state.gathered.numel() == 0
@@ -242,13 +240,13 @@ def test_quantized_is_the_decoded_codes_where_no_gradient_flows():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_parents_and_autocast_keep_float32_tables(dtype):
     quantizer, x = fitted(dim=16, size=32)
-    codes = quantizer.eval().encode(x)
+    codes, greedy = quantizer.eval().encode(x), quantizer(x).codes
     parent = nn.Sequential(quantizer).to(dtype)
     assert quantizer.codebooks.dtype == quantizer.state.counts.dtype == torch.float32
     assert parent(x.to(dtype)).quantized.dtype == dtype
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(quantizer.encode(x), codes)
-        assert torch.equal(quantizer(x).codes, quantizer(x).codes)
+        assert torch.equal(quantizer(x).codes, greedy)
     assert torch.equal(nn.Sequential(quantizer).double()[0].codebooks, quantizer.codebooks)
 
 
@@ -331,73 +329,6 @@ def test_damaged_artifacts_are_refused(tmp_path):
             ResidualQuantizer.load(path)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda q: q.encode(torch.zeros(3, 5)),
-        lambda q: q(torch.zeros(3, 5)),
-        lambda q: q.decode(torch.zeros(2, 4, dtype=torch.int64)),
-        lambda q: q.decode(torch.tensor(3)),
-        lambda q: q.fit(torch.zeros(3)),
-        lambda q: q.fit(np.zeros((30, 5))),
-    ],
-)
-def test_wrong_shapes(call):
-    with pytest.raises(ShapeError, match=r"ResidualQuantizer\.\w+: .*got"):
-        call(fitted()[0])
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda q: q.encode(torch.full((2, 4), torch.nan)), "NaN"),
-        (lambda q: q.decode(torch.tensor([[8]])), "codes from 8 to 8"),
-        (lambda q: q.decode(torch.tensor([[-1]])), "codes from -1"),
-        (lambda q: q.decode(torch.tensor([[0.5]])), "integers"),
-        (lambda q: q.fit(np.full((30, 4), "a")), "numeric"),
-        (lambda q: q.fit(np.zeros((7, 4))), "at least as many vectors; got 7"),
-        (lambda q: q.fit(np.zeros((30, 4)), max_rows=5), "got 5"),
-        (lambda q: q.fit(np.full((30, 4), np.inf)), "first in row 0"),
-        (lambda q: q.fit(np.full((30, 4), 1e300)), "first in row 0"),
-        (lambda q: q.fit(torch.full((30, 4), 1e19)), "scale them"),
-        (lambda q: q.fit([[1.0] * 4]), "numpy array or torch tensor; got list"),
-        (lambda q: q.encode(np.zeros((3, 4))), "got ndarray"),
-        (lambda q: q.encode(torch.zeros(3, 4, dtype=torch.int32)), "floating point"),
-        (lambda q: q.decode(np.zeros((3, 3))), "got ndarray"),
-    ],
-)
-def test_unusable_data(call, message):
-    with pytest.raises(DataError, match=message):
-        call(fitted()[0])
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"dim": 0},
-        {"depth": 0},
-        {"codebook_size": 0},
-        {"codebook_size": [4, 4]},
-        {"codebook_size": [4, 4, 5], "shared_codebook": True},
-        {"update": "adam"},
-        {"decay": 1.0},
-        {"restart_threshold": -1},
-        {"beam": 0},
-        {"beam": 2.5},
-        {"dim": 4.5},
-        {"codebook_size": 4.7},
-        {"codebook_size": "444"},
-        {"codebook_size": True},
-        {"codebook_size": []},
-    ],
-)
-def test_impossible_arguments(arguments):
-    with pytest.raises(
-        ConfigError, match=r"ResidualQuantizer: \w+=.* (must|has to|is unknown|differs)"
-    ):
-        ResidualQuantizer(**{"dim": 4, "depth": 3, "codebook_size": 8, **arguments})
-
-
 def test_trains_inside_an_autoencoder():
     torch.manual_seed(0)
     basis = torch.randn(6, 32)
@@ -425,14 +356,6 @@ def test_a_frozen_quantizer_is_not_fitted_and_a_loaded_one_is_in_eval_mode(tmp_p
     assert torch.equal(loaded.codebooks, quantizer.codebooks)
     with pytest.raises(ConfigError, match="frozen"):
         quantizer.freeze().fit(x)
-
-
-def test_the_row_named_is_the_user_s():
-    quantizer, _ = fitted()
-    x = np.random.default_rng(0).normal(size=(1000, 4))
-    x[700, 2] = np.nan
-    with pytest.raises(DataError, match="first in row 700"):
-        quantizer.fit(x, max_rows=990, seed=1)
 
 
 def test_an_empty_batch_is_no_trouble():

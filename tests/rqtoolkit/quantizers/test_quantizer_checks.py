@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+
+from rqtoolkit import ResidualQuantizer
+from rqtoolkit.errors import ConfigError, DataError, ShapeError
+
+
+def fitted():
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
+    return ResidualQuantizer(4, 3, 8).fit(x)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda q: q.encode(torch.zeros(3, 5)),
+        lambda q: q(torch.zeros(3, 5)),
+        lambda q: q.decode(torch.zeros(2, 4, dtype=torch.int64)),
+        lambda q: q.decode(torch.tensor(3)),
+        lambda q: q.fit(torch.zeros(3)),
+        lambda q: q.fit(np.zeros((30, 5))),
+    ],
+)
+def test_wrong_shapes(call):
+    with pytest.raises(ShapeError, match=r"ResidualQuantizer\.\w+: .*got"):
+        call(fitted())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda q: q.encode(torch.full((2, 4), torch.nan)), "NaN"),
+        (lambda q: q.decode(torch.tensor([[8]])), "codes from 8 to 8"),
+        (lambda q: q.decode(torch.tensor([[-1]])), "codes from -1"),
+        (lambda q: q.decode(torch.tensor([[0.5]])), "integers"),
+        (lambda q: q.fit(np.full((30, 4), "a")), "numeric"),
+        (lambda q: q.fit(np.zeros((7, 4))), "at least as many vectors; got 7"),
+        (lambda q: q.fit(np.zeros((30, 4)), max_rows=5), "got 5"),
+        (lambda q: q.fit(np.full((30, 4), np.inf)), "first in row 0"),
+        (lambda q: q.fit(np.full((30, 4), 1e300)), "first in row 0"),
+        (lambda q: q.fit(torch.full((30, 4), 1e19)), "scale them"),
+        (lambda q: q.fit([[1.0] * 4]), "numpy array or torch tensor; got list"),
+        (lambda q: q.encode(np.zeros((3, 4))), "got ndarray"),
+        (lambda q: q.encode(torch.zeros(3, 4, dtype=torch.int32)), "floating point"),
+        (lambda q: q.decode(np.zeros((3, 3))), "got ndarray"),
+    ],
+)
+def test_unusable_data(call, message):
+    with pytest.raises(DataError, match=message):
+        call(fitted())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"dim": 0},
+        {"depth": 0},
+        {"codebook_size": 0},
+        {"codebook_size": [4, 4]},
+        {"codebook_size": [4, 4, 5], "shared_codebook": True},
+        {"update": "adam"},
+        {"decay": 1.0},
+        {"restart_threshold": -1},
+        {"beam": 0},
+        {"beam": 2.5},
+        {"dim": 4.5},
+        {"codebook_size": 4.7},
+        {"codebook_size": "444"},
+        {"codebook_size": True},
+        {"codebook_size": []},
+    ],
+)
+def test_impossible_arguments(arguments):
+    with pytest.raises(
+        ConfigError, match=r"ResidualQuantizer: \w+=.* (must|has to|is unknown|differs)"
+    ):
+        ResidualQuantizer(**{"dim": 4, "depth": 3, "codebook_size": 8, **arguments})
+
+
+def test_the_row_named_is_the_user_s():
+    quantizer = fitted()
+    x = np.random.default_rng(0).normal(size=(1000, 4))
+    x[700, 2] = np.nan
+    with pytest.raises(DataError, match="first in row 700"):
+        quantizer.fit(x, max_rows=990, seed=1)
