@@ -1,0 +1,49 @@
+"""`rqtool imagegen train`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rqtoolkit.cli.console import progress_bar
+
+__all__ = ["train"]
+
+
+def train(
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or a shipped configuration: digits, fashion_mnist.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option(help="File or folder of images, in place of data.path.")
+    ] = None,
+    stage: Annotated[str, typer.Option(help="1, 2 or both.")] = "both",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
+    seed: Annotated[int | None, typer.Option(help="In place of the configuration's.")] = None,
+) -> None:
+    """Train both stages of a configuration in a run folder.
+
+    Ctrl-C leaves a run that --resume takes up where it stopped, equal to the bit to one that was
+    never interrupted.
+    """
+    from imagegen.config import load_config
+    from imagegen.jobs import train_run
+    from rqtoolkit.errors import ConfigError
+
+    stages = {"1": (1,), "2": (2,), "both": (1, 2)}
+    if stage not in stages:
+        raise ConfigError(f"train: --stage={stage} is not known; got none of 1, 2, both. Use one.")
+    overrides: dict[str, Any] = {}
+    if data is not None:
+        overrides["data.path"] = str(data.resolve())
+    if seed is not None:
+        overrides["seed"] = seed
+    settings = load_config(config, overrides=overrides)
+    with progress_bar() as progress:
+        train_run(settings, out, stages=stages[stage], resume=resume, progress=progress)
+    typer.echo(f"Trained: {out}")
