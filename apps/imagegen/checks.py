@@ -2,8 +2,8 @@
 
 import torch
 
-from imagegen.config import Config
 from imagegen.images import ImageSet
+from imagegen.settings import Config
 from imagegen.stage1 import build_autoencoder
 from imagegen.stage2 import build_transformer
 from rqtoolkit.errors import ConfigError, ShapeError

@@ -1,7 +1,7 @@
-"""The configuration of a run: one tree of dataclasses, and the only place that reads YAML.
+"""The configuration of a run as YAML: the only place that reads it.
 
-Every field states its range; unknown keys are refused with the nearest known one. Nothing below
-this file takes a configuration object: stages unpack it into keyword arguments.
+Unknown keys are refused with the nearest known one, values by the ranges of `imagegen.settings`.
+Nothing below this file takes a configuration object: stages unpack it into keyword arguments.
 """
 
 import contextlib
@@ -9,176 +9,21 @@ import dataclasses
 import difflib
 import types
 import typing
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from imagegen.settings import Config, SamplingConfig
 from rqtoolkit.errors import ConfigError
 
 __all__ = [
-    "AutoencoderConfig",
-    "Config",
-    "DataConfig",
-    "QuantizerConfig",
-    "SamplingConfig",
-    "Stage1Config",
-    "Stage2Config",
-    "TransformerConfig",
     "change_sampling",
     "dump_config",
     "load_config",
     "shipped_configs",
 ]
-
-
-def _in(default: Any, low: float | None = None, high: float | None = None) -> Any:
-    """A field with a range, ends included; lists are checked element by element."""
-    metadata = {"low": low, "high": high}
-    if isinstance(default, tuple):
-        return field(default_factory=lambda: default, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def _one_of(*choices: str) -> Any:
-    """A field with listed values, the first the default."""
-    return field(default=choices[0], metadata={"choices": choices})
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Arguments of `imagegen.data.load_images`; the split has its own seed, runs share it."""
-
-    source: str = _one_of("digits", "npz", "folder")
-    path: str | None = None  # load_config makes it absolute, from the working directory
-    resolution: int = _in(16, 4, 4096)
-    fit: str = _one_of("resize", "pad")
-    held_out: float | None = _in(None, 1e-6)
-    split_seed: int = _in(0, 0, 2**31 - 1)
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """Sizes of `imagegen.autoencoder.RQVAE`.
-
-    A layer has as many of the `norm_groups` as divide its channels.
-    """
-
-    channels: int = _in(128, 1)
-    multipliers: tuple[int, ...] = _in((1, 1, 2, 2, 4, 4), 1)
-    blocks: int = _in(2, 1)
-    attention: tuple[int, ...] = _in((8,), 1)
-    middle: bool = True
-    latent_channels: int = _in(256, 1)
-    code_dim: int = _in(256, 1)
-    fold: int = _in(1, 1)
-    norm_groups: int = _in(32, 1)
-    dropout: float = _in(0.0, 0.0, 0.9)
-
-
-@dataclass(frozen=True)
-class QuantizerConfig:
-    """Arguments of `rqtoolkit.ResidualQuantizer`; its dim follows from the autoencoder."""
-
-    depth: int = _in(4, 1, 64)
-    codebook_size: int = _in(16384, 2)
-    shared_codebook: bool = True
-    update: str = _one_of("ema", "gradient")
-    decay: float = _in(0.99, 0.0, 0.99999)
-    restart_threshold: float = _in(0.25, 0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class _StageConfig:
-    """What both stages share: length, batch, optimizer, averaging, and how often to report."""
-
-    steps: int = _in(10_000, 1)
-    batch_size: int = _in(64, 1)
-    learning_rate: float = _in(4e-5, 1e-8, 1.0)
-    betas: tuple[float, float] = _in((0.9, 0.95), 0.0, 0.99999)
-    weight_decay: float = _in(0.0, 0.0, 1.0)
-    warmup_steps: int = _in(0, 0)
-    schedule: str = _one_of("constant", "cosine")
-    clip_norm: float | None = _in(None, 1e-6)
-    weight_average: float = _in(0.0, 0.0, 0.99999)
-    shift: int = _in(0, 0, 8)
-    log_every: int = _in(50, 1)
-    checkpoint_every: int = _in(1000, 1)
-    sample_every: int = _in(1000, 1)
-
-
-@dataclass(frozen=True)
-class Stage1Config(_StageConfig):
-    """Training of the RQ-VAE; `shift` moves images by up to so many pixels at random."""
-
-    betas: tuple[float, float] = _in((0.5, 0.9), 0.0, 0.99999)
-    commitment_weight: float = _in(0.25, 0.0)
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes of `rqtoolkit.RQTransformer`; positions, depth and classes follow from the data."""
-
-    dim: int = _in(1024, 8)
-    body_layers: int = _in(24, 1)
-    depth_layers: int = _in(4, 1)
-    num_heads: int = _in(16, 1)
-    dropout: float = _in(0.1, 0.0, 0.9)
-    label_dropout: float = _in(0.0, 0.0, 0.9)
-
-
-@dataclass(frozen=True)
-class Stage2Config(_StageConfig):
-    """Training of the RQ-Transformer.
-
-    `shift` moves images by up to so many pixels and tells the transformer by how much, since small
-    sets profit from moved copies only when they are known as such. `tau` is the temperature of soft
-    targets and stochastic codes, with `relative_tau` in units of the mean squared codeword norm.
-    `unshifted` is the share of images left in place.
-    """
-
-    learning_rate: float = _in(5e-4, 1e-8, 1.0)
-    weight_decay: float = _in(1e-4, 0.0, 1.0)
-    schedule: str = _one_of("cosine", "constant")
-    clip_norm: float | None = _in(1.0, 1e-6)
-    soft_targets: bool = True
-    stochastic_codes: bool = True
-    tau: float = _in(0.5, 1e-9)
-    relative_tau: bool = False
-    unshifted: float = _in(0.5, 0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """Defaults of sampling; `top_k` 0, `top_p` 1 and `cfg_scale` 1 do nothing.
-
-    Temperature and filters are one number for all levels of codes, or a list with one a level.
-    """
-
-    temperature: float | tuple[float, ...] = _in(1.0, 1e-3, 10.0)
-    top_k: int | tuple[int, ...] = _in(0, 0)
-    top_p: float | tuple[float, ...] = _in(1.0, 1e-6, 1.0)
-    cfg_scale: float = _in(1.0, 0.0, 100.0)
-    batch_size: int = _in(100, 1)
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything a run depends on; a seed and this tree fix its results to the bit."""
-
-    name: str = "unnamed"
-    seed: int = _in(0, 0, 2**31 - 1)
-    device: str = _one_of("auto", "cpu", "cuda", "mps")
-    dtype: str = _one_of("float32", "bfloat16")
-    data: DataConfig = field(default_factory=DataConfig)
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-    stage1: Stage1Config = field(default_factory=Stage1Config)
-    transformer: TransformerConfig = field(default_factory=TransformerConfig)
-    stage2: Stage2Config = field(default_factory=Stage2Config)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 def shipped_configs() -> dict[str, Path]:

@@ -10,13 +10,14 @@ from PIL import Image
 
 from imagegen.autoencoder import RQVAE
 from imagegen.checks import check_training
-from imagegen.config import Config, change_sampling
+from imagegen.config import change_sampling
 from imagegen.data import ImageSet, load_images
 from imagegen.pictures import save_grid
 from imagegen.readers import fit_images, read_folder, read_npz
 from imagegen.reconstruct import encode_images, reconstruct, reconstruction_errors
 from imagegen.runs import Run
 from imagegen.sample import Samples, balanced_labels, sample_images
+from imagegen.settings import Config
 from imagegen.shifts import count_shifts
 from imagegen.split import check_split, read_split, write_split
 from imagegen.stage1 import train_stage1
@@ -148,7 +149,8 @@ def draw_from_run(
         ConfigError: If a class is not one of the model's, or a setting is out of its range.
         ArtifactError: If the run is not finished.
     """
-    settings = change_sampling(run.config, sampling)
+    settings = dataclasses.asdict(change_sampling(run.config, sampling))
+    settings.pop("accept")
     seed = run.config.seed if seed is None else seed
     if not 1 <= number <= MOST_SAMPLES:
         raise ConfigError(
@@ -175,7 +177,7 @@ def draw_from_run(
         reach=run.config.stage2.shift,
         seed=step_seed(seed, 3),
         progress=progress,
-        **dataclasses.asdict(settings),
+        **settings,
     )
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagegen.config import Config, dump_config, load_config
+from imagegen.config import dump_config, load_config
+from imagegen.settings import Config
 from rqtoolkit.errors import ArtifactError, ConfigError
 from rqtoolkit.io.artifact import read_artifact, write_artifact
 from rqtoolkit.io.atomic import atomic_path

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from imagegen.autoencoder import RQVAE
-from imagegen.config import Config
 from imagegen.data import ImageSet, to_float
 from imagegen.losses import generator_loss
 from imagegen.pictures import save_grid
 from imagegen.reconstruct import reconstruct, reconstruction_errors
 from imagegen.runs import Run
+from imagegen.settings import Config
 from imagegen.shifts import draw_shifts, shift_images
 from imagegen.training import WeightAverage, batch_rows, step_seed, train_loop
 from rqtoolkit.functional.progress import Progress
@@ -26,6 +26,7 @@ __all__ = ["build_autoencoder", "train_stage1"]
 def build_autoencoder(config: Config, *, image_channels: int) -> RQVAE:
     """Build the RQ-VAE a configuration describes, weights drawn from torch's default generator."""
     sizes = dataclasses.asdict(config.autoencoder)
+    sizes.pop("bottleneck")
     dim = config.autoencoder.code_dim * config.autoencoder.fold**2
     quantizer = ResidualQuantizer(dim, **dataclasses.asdict(config.quantizer))
     return RQVAE(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from imagegen.autoencoder import RQVAE
-from imagegen.config import Config
 from imagegen.data import ImageSet, to_float
 from imagegen.pictures import save_grid
 from imagegen.reconstruct import encode_images
 from imagegen.runs import Run
 from imagegen.sample import balanced_labels, sample_images
+from imagegen.settings import Config
 from imagegen.shifts import conditions, count_shifts, draw_shifts, shift_images
 from imagegen.training import WeightAverage, batch_rows, step_seed, train_loop
 from rqtoolkit.functional.progress import Progress
@@ -26,6 +26,9 @@ __all__ = ["build_transformer", "held_out_bits", "train_stage2"]
 
 def build_transformer(config: Config, autoencoder: RQVAE, num_classes: int | None) -> RQTransformer:
     """Build the RQ-Transformer a configuration describes for the codes of an RQ-VAE."""
+    sizes = dataclasses.asdict(config.transformer)
+    for name in ("text_length", "rotary", "qk_norm", "adaln", "swiglu"):
+        sizes.pop(name)
     kinds = (num_classes or 1) * count_shifts(config.stage2.shift)
     return RQTransformer(
         positions=autoencoder.grid,
@@ -33,7 +36,7 @@ def build_transformer(config: Config, autoencoder: RQVAE, num_classes: int | Non
         codebook_size=config.quantizer.codebook_size,
         codebooks=autoencoder.quantizer.codebooks,
         num_classes=kinds if num_classes or kinds > 1 else None,
-        **dataclasses.asdict(config.transformer),
+        **sizes,
     )
 
 
@@ -127,6 +130,8 @@ def train_stage2(
 
     def observe(step: int) -> dict[str, Any]:
         classes = train.num_classes
+        sampling = dataclasses.asdict(run.config.sampling)
+        sampling.pop("accept")
         drawn = sample_images(
             model,
             autoencoder,
@@ -134,7 +139,7 @@ def train_stage2(
             labels=balanced_labels(40, range(classes)) if classes else None,
             reach=config.shift,
             seed=step_seed(seed, 2, 1),
-            **dataclasses.asdict(run.config.sampling),
+            **sampling,
         )
         save_grid(run.samples / f"samples-{step:07d}.png", np.split(drawn.images, 4))
         return {"held_out_bits_per_code": held_out_bits(model, codes, told_held_out)}

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imagegen.config import Stage1Config, Stage2Config
 from imagegen.runs import Run, deferred_interrupt
+from imagegen.settings import StageConfig
 from rqtoolkit.errors import ArtifactError, DataError
 from rqtoolkit.functional.progress import Progress, report
 from rqtoolkit.io.artifact import check_tensors
@@ -53,7 +53,7 @@ def batch_rows(rows: int, batch_size: int, step: int, seed: int) -> Tensor:
     return torch.from_numpy(np.concatenate(orders)[start - offset : stop - offset])
 
 
-def learning_rate(config: Stage1Config | Stage2Config, step: int) -> float:
+def learning_rate(config: StageConfig, step: int) -> float:
     """Return the rate of one step: linear warm-up, then constant or cosine down to 0."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
@@ -108,7 +108,7 @@ def train_loop(
     run: Run,
     *,
     stage: int,
-    config: Stage1Config | Stage2Config,
+    config: StageConfig,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage,

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from imagegen.config import Config, change_sampling, dump_config, load_config, shipped_configs
+from imagegen.config import change_sampling, dump_config, load_config, shipped_configs
+from imagegen.settings import Config
 from rqtoolkit.errors import ConfigError
 
 

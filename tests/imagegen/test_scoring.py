@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from imagegen import scoring
-from imagegen.config import Config, load_config
+from imagegen.config import load_config
 from imagegen.data import load_images
 from imagegen.evaluate import classifier
 from imagegen.jobs import train_run
 from imagegen.runs import Run
 from imagegen.scoring import evaluate_run
+from imagegen.settings import Config
 from rqtoolkit.errors import DataError
 
 TINY = {
