@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.arguments import check_count, check_rate, check_sizes
-from rqtoolkit.functional.progress import Progress
+from rqtoolkit.functional.progress import Progress, report
 from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, write_artifact
 from rqtoolkit.transformer.checks import (
     check_codes,
@@ -22,8 +22,9 @@ from rqtoolkit.transformer.checks import (
     check_targets,
 )
 from rqtoolkit.transformer.embedding import CodeEmbedding
-from rqtoolkit.transformer.generate import generate_codes
+from rqtoolkit.transformer.sampling import sampling_rules
 from rqtoolkit.transformer.stack import Stack
+from rqtoolkit.transformer.walk import Choose, walk_codes
 
 __all__ = ["RQTransformer"]
 
@@ -317,18 +318,80 @@ class RQTransformer(nn.Module):
             ShapeError: If cond or prefix have the wrong shape.
             DataError: If cond or prefix hold values out of range.
         """
-        return generate_codes(
+        where = "RQTransformer.generate"
+        rules = sampling_rules(self.depth, temperature=temperature, top_k=top_k, top_p=top_p)
+        device = self.embedding.positions.device
+        if generator is not None and generator.device.type != device.type:
+            raise ConfigError(
+                f"{where}: generator is on {generator.device} and the model on {device}. "
+                f"Make it with torch.Generator({device.type!r})."
+            )
+        total = math.prod(self.positions) if length is None else length
+
+        def draw(position: int, level: int, logits: Tensor) -> Tensor:
+            if level == 0:
+                report(progress, "Sampling", position, total)
+            return rules[level].draw(logits, generator=generator)
+
+        codes = walk_codes(
             self,
             num_samples,
+            draw,
+            where=where,
             cond=cond,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
             cfg_scale=cfg_scale,
             prefix=prefix,
             length=length,
-            generator=generator,
-            progress=progress,
+        )
+        report(progress, "Sampling", total, total)
+        return codes
+
+    def walk(
+        self,
+        num_samples: int,
+        choose: Choose,
+        *,
+        cond: Tensor | None = None,
+        cfg_scale: float = 1.0,
+        prefix: Tensor | None = None,
+        length: int | None = None,
+    ) -> Tensor:
+        """Go through the codes in the order of `generate`, asking `choose` for every one.
+
+        This is the loop of `generate` without its sampling rule: dropout is off, every position
+        runs through the body once, and what was chosen conditions all that follows. Two walks of
+        one model on one machine (same device, threads and dtype) whose arguments and choices
+        agree, in batches of the same size, see logits equal to the bit. The encoder and the
+        decoder of an entropy coder can therefore share it: the one chooses known codes and notes
+        what they cost, the other reads its choices from the stream. Teacher-forced logits
+        (`forward`) differ from these by rounding.
+
+        Args:
+            num_samples: Sequences, as one batch of size B.
+            choose: Called as `choose(position, level, logits)` with logits (B, K_level), float32,
+                in inference mode; returns codes (B,), int64, on the model's device.
+            cond: Condition, as for `generate`.
+            cfg_scale: Guidance scale, as for `generate`; logits are the guided ones.
+            prefix: Codes to start from, shape (B, T0, depth) in raster order; not asked for.
+            length: Positions, prefix included, where positions are one-dimensional.
+
+        Returns:
+            Codes, shape (B, *positions, depth), int64.
+
+        Raises:
+            ConfigError: If a setting is out of its range, or cond is missing or superfluous.
+            ShapeError: If cond or prefix have the wrong shape.
+            DataError: If cond or prefix hold values out of range.
+        """
+        return walk_codes(
+            self,
+            num_samples,
+            choose,
+            where="RQTransformer.walk",
+            cond=cond,
+            cfg_scale=cfg_scale,
+            prefix=prefix,
+            length=length,
         )
 
     def save(self, path: str | Path) -> None:

@@ -94,6 +94,44 @@ def test_guidance_needs_a_null_class():
     assert build().generate(5, cond=COND, cfg_scale=1.0).shape == (5, 2, 2, 2)
 
 
+@pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
+def test_a_walk_that_repeats_codes_sees_the_same_logits(cfg_scale):
+    model = build(label_dropout=0.1).float()
+    seen, again = [], []
+
+    def draw(position, level, logits):
+        assert logits.dtype == torch.float32
+        seen.append((position, level, logits))
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+
+    def repeat(position, level, logits):
+        again.append((position, level, logits))
+        return codes.flatten(1, 2)[:, position, level]
+
+    generator = seeded()
+    codes = model.walk(5, draw, cond=COND, cfg_scale=cfg_scale)
+    assert torch.equal(codes, model.walk(5, repeat, cond=COND, cfg_scale=cfg_scale))
+    drawn = model.generate(5, cond=COND, cfg_scale=cfg_scale, generator=seeded())
+    assert torch.equal(codes, drawn)
+    assert [call[:2] for call in seen] == [(t, d) for t in range(4) for d in range(2)]
+    for (*_, first), (*_, second) in zip(seen, again, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_a_walk_goes_on_from_its_prefix():
+    model, calls = build(), []
+
+    def choose(position, level, logits):
+        calls.append((position, level))
+        return logits.argmax(-1)
+
+    prefix = torch.ones(5, 3, 2, dtype=torch.int64)
+    model.walk(5, choose, cond=COND, prefix=prefix)
+    assert calls == [(3, 0), (3, 1)]
+    with pytest.raises(ConfigError, match=r"RQTransformer.walk: cond is missing"):
+        model.walk(5, choose)
+
+
 def test_samples_follow_the_model():
     """Chi-square of whole sequences against the product of their exact probabilities."""
     model = build((2,), (3, 2), classes=None).eval()

@@ -1,17 +1,17 @@
-"""Sampling of code stacks with static caches: each position goes through the body once."""
+"""The walk over a model's codes with static caches: each position goes through the body once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from rqtoolkit.errors import ConfigError, ShapeError
-from rqtoolkit.functional.progress import Progress, report
 from rqtoolkit.transformer.attention import KeyValueCache
 from rqtoolkit.transformer.checks import (
     check_condition,
@@ -19,33 +19,30 @@ from rqtoolkit.transformer.checks import (
     check_integers,
     check_range,
 )
-from rqtoolkit.transformer.sampling import SamplingRule, sampling_rules
 
 if TYPE_CHECKING:
     from rqtoolkit.transformer.model import RQTransformer
 
-__all__ = ["generate_codes"]
+__all__ = ["Choose", "walk_codes"]
+
+Choose = Callable[[int, int, Tensor], Tensor]
+"""Chooses codes (B,), int64, from (position, level, logits (B, K_level), float32)."""
 
 
-def generate_codes(
+def walk_codes(
     model: RQTransformer,
     num_samples: int,
+    choose: Choose,
     *,
+    where: str,
     cond: Tensor | None,
-    temperature: float | Sequence[float],
-    top_k: int | Sequence[int | None] | None,
-    top_p: float | Sequence[float | None] | None,
     cfg_scale: float,
     prefix: Tensor | None,
     length: int | None,
-    generator: torch.Generator | None,
-    progress: Progress | None,
 ) -> Tensor:
-    """Do the work of `RQTransformer.generate`, where the arguments are described."""
-    where = "RQTransformer.generate"
+    """Do the work of `RQTransformer.walk`, where the arguments are described."""
     device = model.embedding.positions.device
     check_count(where, "num_samples", num_samples)
-    rules = sampling_rules(model.depth, temperature=temperature, top_k=top_k, top_p=top_p)
     cond = cond.to(device) if isinstance(cond, Tensor) else cond
     cond = check_condition(where, cond, num_classes=model.num_classes, batch=num_samples)
     null_class = _null_class(where, model, cfg_scale)
@@ -57,16 +54,11 @@ def generate_codes(
     if prefix is not None:
         done = _check_prefix(where, model, prefix, codes)
         codes[:, :done] = prefix.to(device)
-    if generator is not None and generator.device.type != device.type:
-        raise ConfigError(
-            f"{where}: generator is on {generator.device} and the model on {device}. "
-            f"Make it with torch.Generator({device.type!r})."
-        )
     rows = codes.new_zeros(num_samples, 1) if cond is None else cond
     if null_class is not None:
         rows = torch.cat([rows, torch.full_like(rows, null_class)])
     with torch.inference_mode(), _evaluating(model):
-        _fill(model, codes, done, rows, rules, cfg_scale, generator, progress)
+        _fill(model, codes, done, rows, choose, cfg_scale)
     return codes.view(num_samples, *positions, model.depth)
 
 
@@ -75,12 +67,10 @@ def _fill(
     codes: Tensor,
     done: int,
     rows: Tensor,
-    rules: list[SamplingRule],
+    choose: Choose,
     cfg_scale: float,
-    generator: torch.Generator | None,
-    progress: Progress | None,
 ) -> None:
-    """Sample codes (B, T, depth) in place from position `done` on.
+    """Choose codes (B, T, depth) in place from position `done` on.
 
     Rows of the condition table are (B, 1); with guidance (2 B, 1), the null class second.
     """
@@ -93,42 +83,41 @@ def _fill(
         past = model.embedding.body_inputs(codes[:, :done]).repeat(repeats, 1, 1)
         inputs = torch.cat([inputs, past], 1)
     for position in range(done, total):
-        report(progress, "Sampling", position, total)
         context = model.body(inputs, body_caches)[:, -1:]
-        new = _draw_position(model, context, depth_caches, rules, cfg_scale, generator)
-        codes[:, position] = new
-        inputs = model.embedding.body_inputs(new.unsqueeze(1), start=position)
+        chosen = _choose_position(
+            model, context, depth_caches, partial(choose, position), cfg_scale
+        )
+        codes[:, position] = chosen
+        inputs = model.embedding.body_inputs(chosen.unsqueeze(1), start=position)
         inputs = inputs.repeat(repeats, 1, 1)
-    report(progress, "Sampling", total, total)
 
 
-def _draw_position(
+def _choose_position(
     model: RQTransformer,
     context: Tensor,
     caches: list[KeyValueCache],
-    rules: list[SamplingRule],
+    choose: Callable[[int, Tensor], Tensor],
     cfg_scale: float,
-    generator: torch.Generator | None,
 ) -> Tensor:
-    """Draw the codes (B, depth) of one position given the body's output (B or 2 B, 1, dim)."""
+    """Choose the codes (B, depth) of one position given the body's output (B or 2 B, 1, dim)."""
     for cache in caches:
         cache.reset()
-    drawn: list[Tensor] = []
+    chosen: list[Tensor] = []
     inputs = context
     partial_sum: Tensor | None = None
-    for level, rule in enumerate(rules):
+    for level in range(model.depth):
         if level:
-            word = model.embedding.codewords(drawn[-1].unsqueeze(-1), level=level - 1)
+            word = model.embedding.codewords(chosen[-1].unsqueeze(-1), level=level - 1)
             partial_sum = word if partial_sum is None else partial_sum + word
             inputs = model.embedding.depth_inputs(partial_sum)
             inputs = inputs.repeat(context.shape[0] // inputs.shape[0], 1, 1)
         hidden = model.depth_transformer(inputs + model.embedding.levels[level], caches)
-        logits = model.classify(hidden[:, 0], level)
+        logits = model.classify(hidden[:, 0], level).float()
         if cfg_scale != 1:
-            with_class, without = logits.float().chunk(2)
+            with_class, without = logits.chunk(2)
             logits = without + cfg_scale * (with_class - without)
-        drawn.append(rule.draw(logits, generator=generator))
-    return torch.stack(drawn, -1)
+        chosen.append(choose(level, logits))
+    return torch.stack(chosen, -1)
 
 
 def _null_class(where: str, model: RQTransformer, cfg_scale: float) -> int | None:
