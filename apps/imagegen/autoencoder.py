@@ -13,12 +13,15 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from imagegen.bottlenecks import GaussianBottleneck
 from imagegen.convolutions import Decoder, Encoder
-from rqtoolkit.errors import ConfigError, ShapeError
+from rqtoolkit.errors import ArtifactError, ConfigError, ShapeError
 from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, write_artifact
 from rqtoolkit.quantizers import CodeStats, ResidualQuantizer
 
 __all__ = ["RQVAE", "RQVAEOutput", "fold_patches", "unfold_patches"]
+
+_BOTTLENECKS = {kind.__name__: kind for kind in (ResidualQuantizer, GaussianBottleneck)}
 
 
 @dataclass(frozen=True)
@@ -27,17 +30,17 @@ class RQVAEOutput:
 
     Attributes:
         reconstruction: Images, shape (B, C, H, W).
-        codes: Codes of the bottleneck, shape (B, h, w, depth), int64.
-        commitment_loss: Pull of the encoder towards its codewords, unweighted scalar.
-        codebook_loss: Pull of the codewords towards the encoder, 0 where they move by averages.
-        stats: Statistics of the codes, with `usage` and `perplexity` per depth.
+        losses: The bottleneck's own losses by name, unweighted scalars. With codes: "commitment",
+            the pull of the encoder towards its codewords, and "codebook", that of the codewords
+            towards the encoder (0 where they move by averages). Without: "kl".
+        codes: Codes of the bottleneck, shape (B, h, w, depth), int64; None where it has none.
+        stats: Statistics of the codes, with `usage` and `perplexity` per depth, or None.
     """
 
     reconstruction: Tensor
-    codes: Tensor
-    commitment_loss: Tensor
-    codebook_loss: Tensor
-    stats: CodeStats
+    losses: dict[str, Tensor]
+    codes: Tensor | None
+    stats: CodeStats | None
 
 
 def fold_patches(x: Tensor, fold: int) -> Tensor:
@@ -65,12 +68,13 @@ def unfold_patches(x: Tensor, fold: int) -> Tensor:
 class RQVAE(nn.Module):
     """Encoder, bottleneck and decoder of Lee et al., section 3.1.
 
-    The bottleneck is any module that works on vectors (..., dim) with dim = code_dim · fold²:
-    called on them it returns `.quantized .codes .commitment_loss .codebook_loss .stats.usage`, and
-    it has `encode(x) -> codes` and `decode(codes) -> x_hat`, as `ResidualQuantizer` does.
+    The bottleneck works on vectors (..., dim) with dim = code_dim · fold²: either a quantizer with
+    the methods and output of `ResidualQuantizer`, or a `GaussianBottleneck`, which makes this the
+    autoencoder of a VAE, without `encode` and `decode` of codes. `quantizes` tells the two apart;
+    in evaluation mode the call, `latents` and `decode_latents` work for both.
 
     Args:
-        bottleneck: Maps encoder vectors to codes and back.
+        bottleneck: Maps encoder vectors to what the decoder reads.
         resolution: Side of the square images, divisible by the total reduction.
         image_channels: Channels C of the images.
         channels: Width of the first level.
@@ -113,6 +117,12 @@ class RQVAE(nn.Module):
         super().__init__()
         if not multipliers:
             raise ConfigError("RQVAE: multipliers=[] must name a level at least. Use [1, 2].")
+        self.quantizes = not isinstance(bottleneck, GaussianBottleneck)
+        if fold > 1 and not self.quantizes:
+            raise ConfigError(
+                f"RQVAE: fold={fold} lets latents share a stack of codes; got a Gaussian "
+                f"bottleneck, which has no codes. Set fold to 1."
+            )
         reduction = 2 ** (len(multipliers) - 1) * fold
         if resolution % reduction:
             raise ConfigError(
@@ -140,13 +150,14 @@ class RQVAE(nn.Module):
         self.resolution, self.image_channels, self.fold = resolution, image_channels, fold
         self.grid = (resolution // reduction, resolution // reduction)
         self.encoder = Encoder(**convolutions)
-        self.quant_conv = nn.Conv2d(latent_channels, code_dim, 1)
+        moments = 1 if self.quantizes else 2  # a Gaussian reads mean and log-variance
+        self.quant_conv = nn.Conv2d(latent_channels, moments * code_dim, 1)
         self.quantizer: Any = bottleneck
         self.post_quant_conv = nn.Conv2d(code_dim, latent_channels, 1)
         self.decoder = Decoder(**convolutions)
 
     def latents(self, images: Tensor) -> Tensor:
-        """Encode images up to the bottleneck.
+        """Encode images up to the bottleneck: what it quantizes, or the mean of its Gaussian.
 
         Args:
             images: Images in [-1, 1], shape (B, C, H, W).
@@ -157,6 +168,10 @@ class RQVAE(nn.Module):
         Raises:
             ShapeError: If the images are not of the model's shape.
         """
+        return self._features(images)[..., : self.quantizer.dim]
+
+    def _features(self, images: Tensor) -> Tensor:
+        """Return what the bottleneck reads, channels last."""
         expected = (self.image_channels, self.resolution, self.resolution)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ShapeError(
@@ -173,13 +188,31 @@ class RQVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Encode images (B, C, H, W) in [-1, 1] as codes (B, h, w, depth), int64."""
+        """Encode images (B, C, H, W) in [-1, 1] as codes (B, h, w, depth), int64.
+
+        Raises:
+            ShapeError: If the images are not of the model's shape.
+            ConfigError: If the bottleneck has no codes.
+        """
+        self._require_codes("encode")
         return cast(Tensor, self.quantizer.encode(self.latents(images)))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Decode codes (B, h, w, d), any prefix of the depth, to images (B, C, H, W)."""
+        """Decode codes (B, h, w, d), any prefix of the depth, to images (B, C, H, W).
+
+        Raises:
+            ConfigError: If the bottleneck has no codes.
+        """
+        self._require_codes("decode")
         return self.decode_latents(self.quantizer.decode(codes))
+
+    def _require_codes(self, method: str) -> None:
+        if not self.quantizes:
+            raise ConfigError(
+                f"RQVAE.{method}: bottleneck=kl has no codes; got the autoencoder of a VAE. Use "
+                f"latents and decode_latents, or train one with autoencoder.bottleneck rq."
+            )
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> RQVAEOutput:
         """Reconstruct images through the bottleneck, with gradients.
@@ -191,33 +224,43 @@ class RQVAE(nn.Module):
         Returns:
             Reconstruction, codes and the bottleneck's losses.
         """
-        out = self.quantizer(self.latents(images), generator=generator)
+        out = self.quantizer(self._features(images), generator=generator)
+        if self.quantizes:
+            losses = {"commitment": out.commitment_loss, "codebook": out.codebook_loss}
+        else:
+            losses = {"kl": out.kl_loss}
         return RQVAEOutput(
             reconstruction=self.decode_latents(out.quantized),
-            codes=out.codes,
-            commitment_loss=out.commitment_loss,
-            codebook_loss=out.codebook_loss,
-            stats=out.stats,
+            losses=losses,
+            codes=out.codes if self.quantizes else None,
+            stats=out.stats if self.quantizes else None,
         )
 
     def save(self, path: str | Path) -> None:
         """Write the model, its bottleneck included, as one artifact."""
-        names = signature(type(self.quantizer)).parameters  # kept as attributes of the same name
+        kind = type(self.quantizer)
+        names = signature(kind).parameters  # kept as attributes of the same name
         bottleneck = {name: getattr(self.quantizer, name) for name in names}
-        arguments = {**self.arguments, "bottleneck": bottleneck}
+        arguments = {**self.arguments, "bottleneck": {"class": kind.__name__, **bottleneck}}
         write_artifact(path, class_name="RQVAE", arguments=arguments, tensors=self.state_dict())
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Read a model with a `ResidualQuantizer` as bottleneck, in eval mode.
+        """Read a model, with the bottleneck it was saved with, in eval mode.
 
         Raises:
             ArtifactError: If the file is not such a model or is damaged.
         """
         arguments, tensors = read_artifact(path, class_name="RQVAE", device=str(device))
+        options = dict(arguments.pop("bottleneck", {}))
+        kind = options.pop("class", None)
+        if kind not in _BOTTLENECKS:
+            raise ArtifactError(
+                f"RQVAE.load: {path} has an unknown bottleneck; got {kind!r}, known are "
+                f"{', '.join(_BOTTLENECKS)}. Write it again, or update rqtoolkit."
+            )
         with constructing(path):
-            bottleneck = ResidualQuantizer(**arguments.pop("bottleneck", {}))
-            model = cls(bottleneck, **arguments)
+            model = cls(_BOTTLENECKS[kind](**options), **arguments)
         check_tensors(path, model.state_dict(), tensors)
         model.load_state_dict(tensors)
         return model.to(device).eval()

@@ -1,5 +1,7 @@
 """What must hold between a configuration and its images before a run makes its folder."""
 
+from collections.abc import Sequence
+
 import torch
 
 from imagegen.images import ImageSet
@@ -11,7 +13,9 @@ from rqtoolkit.errors import ConfigError, ShapeError
 __all__ = ["check_training"]
 
 
-def check_training(config: Config, train: ImageSet, held_out: ImageSet) -> None:
+def check_training(
+    config: Config, train: ImageSet, held_out: ImageSet, *, stages: Sequence[int] = (1, 2)
+) -> None:
     """Refuse a configuration that cannot train on these images.
 
     Both models are built on the meta device, which takes neither memory nor random numbers.
@@ -20,6 +24,7 @@ def check_training(config: Config, train: ImageSet, held_out: ImageSet) -> None:
         config: What is to be trained.
         train: Images to learn from.
         held_out: Images to measure on.
+        stages: Stages that are going to be trained.
 
     Raises:
         ConfigError: If sizes do not fit each other or the images.
@@ -38,7 +43,8 @@ def check_training(config: Config, train: ImageSet, held_out: ImageSet) -> None:
         )
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         autoencoder = build_autoencoder(config, image_channels=train.channels)
-        build_transformer(config, autoencoder, train.num_classes)
+        if autoencoder.quantizes or 2 in stages:
+            build_transformer(config, autoencoder, train.num_classes)
     sizes = config.autoencoder
     levels = [config.data.resolution // 2**level for level in range(len(sizes.multipliers))]
     absent = [side for side in sizes.attention if side not in levels]

@@ -104,7 +104,7 @@ def train_run(
     if 1 not in stages:
         run.require(run.autoencoder_path, 1)
     train, held_out = load_run_images(config, progress)
-    check_training(config, train, held_out)
+    check_training(config, train, held_out, stages=stages)
     if not replace:
         check_split(path, train, held_out)
     run = Run.create(path, config, resume=resume, replace=replace)

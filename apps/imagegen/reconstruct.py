@@ -22,14 +22,21 @@ def reconstruct(model: RQVAE, images: np.ndarray, *, batch_size: int = 256) -> n
     """Reconstruct images from the first 1, 2, ... levels of their codes.
 
     Args:
-        model: A trained RQ-VAE, in eval mode.
+        model: A trained autoencoder, in eval mode.
         images: Images, shape (N, H, W, C), uint8.
         batch_size: Images at a time.
 
     Returns:
-        Reconstructions, shape (depth, N, H, W, C), uint8.
+        Reconstructions, shape (depth, N, H, W, C), uint8; depth is 1 for a model without codes,
+        whose latents stand at their mean.
     """
     device = next(model.parameters()).device
+    if not model.quantizes:
+        starts = range(0, len(images), batch_size)
+        with torch.no_grad():
+            batches = (to_float(images[i : i + batch_size]).to(device) for i in starts)
+            decoded = [to_uint8(model.decode_latents(model.latents(batch))) for batch in batches]
+        return np.concatenate(decoded)[None]
     codes = encode_images(model, images, batch_size=batch_size).to(device)
     levels = [
         np.concatenate([to_uint8(model.decode(part[..., :d])) for part in codes.split(batch_size)])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from imagegen.autoencoder import RQVAE
+from imagegen.bottlenecks import build_bottleneck
 from imagegen.data import ImageSet, to_float
 from imagegen.losses import generator_loss
 from imagegen.pictures import save_grid
@@ -18,7 +19,6 @@ from imagegen.settings import Config
 from imagegen.shifts import draw_shifts, shift_images
 from imagegen.training import WeightAverage, batch_rows, step_seed, train_loop
 from rqtoolkit.functional.progress import Progress
-from rqtoolkit.quantizers import ResidualQuantizer
 
 __all__ = ["build_autoencoder", "train_stage1"]
 
@@ -26,11 +26,11 @@ __all__ = ["build_autoencoder", "train_stage1"]
 def build_autoencoder(config: Config, *, image_channels: int) -> RQVAE:
     """Build the RQ-VAE a configuration describes, weights drawn from torch's default generator."""
     sizes = dataclasses.asdict(config.autoencoder)
-    sizes.pop("bottleneck")
     dim = config.autoencoder.code_dim * config.autoencoder.fold**2
-    quantizer = ResidualQuantizer(dim, **dataclasses.asdict(config.quantizer))
+    kind = sizes.pop("bottleneck")
+    bottleneck = build_bottleneck(kind, dim, **dataclasses.asdict(config.quantizer))
     return RQVAE(
-        quantizer, resolution=config.data.resolution, image_channels=image_channels, **sizes
+        bottleneck, resolution=config.data.resolution, image_channels=image_channels, **sizes
     )
 
 
@@ -62,6 +62,7 @@ def train_stage1(
     )
     images = torch.from_numpy(train.images)
     half = run.config.dtype == "bfloat16"
+    weights = {"commitment": config.commitment_weight, "codebook": 1.0, "kl": config.kl_weight}
 
     def compute(step: int) -> tuple[Tensor, Callable[[], dict[str, Any]]]:
         rows = batch_rows(len(train), config.batch_size, step, step_seed(seed, 1, 0))
@@ -70,11 +71,13 @@ def train_stage1(
         batch = shift_images(batch, shifts, config.shift)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             output = model(batch)
-        loss, parts = generator_loss(output, batch, commitment_weight=config.commitment_weight)
+        loss, parts = generator_loss(output, batch, weights=weights)
 
         def figures() -> dict[str, Any]:
             plain = {name: part.item() for name, part in parts.items()}
-            return {**plain, "usage": output.stats.usage}
+            if output.stats is None:
+                return plain
+            return {**plain, "usage": output.stats.usage, "perplexity": output.stats.perplexity}
 
         return loss, figures
 

@@ -18,6 +18,7 @@ from imagegen.sample import balanced_labels, sample_images
 from imagegen.settings import Config
 from imagegen.shifts import conditions, count_shifts, draw_shifts, shift_images
 from imagegen.training import WeightAverage, batch_rows, step_seed, train_loop
+from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.transformer import RQTransformer
 
@@ -25,7 +26,16 @@ __all__ = ["build_transformer", "held_out_bits", "train_stage2"]
 
 
 def build_transformer(config: Config, autoencoder: RQVAE, num_classes: int | None) -> RQTransformer:
-    """Build the RQ-Transformer a configuration describes for the codes of an RQ-VAE."""
+    """Build the RQ-Transformer a configuration describes for the codes of an RQ-VAE.
+
+    Raises:
+        ConfigError: If the autoencoder has no codes.
+    """
+    if not autoencoder.quantizes:
+        raise ConfigError(
+            "train: autoencoder.bottleneck=kl has no codes for stage 2 to model; got a request for "
+            "it. Train stage 1 alone, or set autoencoder.bottleneck to rq."
+        )
     sizes = dataclasses.asdict(config.transformer)
     for name in ("text_length", "rotary", "qk_norm", "adaln", "swiglu"):
         sizes.pop(name)

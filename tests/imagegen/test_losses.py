@@ -9,31 +9,30 @@ from imagegen.autoencoder import RQVAE
 from imagegen.losses import generator_loss
 from rqtoolkit import ResidualQuantizer
 
+WEIGHTS = {"commitment": 0.25, "codebook": 1.0}
+
 
 def test_the_loss_is_the_papers_sum():
     output = SimpleNamespace(
         reconstruction=torch.tensor([[[[1.0, 0.0]]]]),
-        commitment_loss=torch.tensor(2.0),
-        codebook_loss=torch.tensor(0.5),
+        losses={"commitment": torch.tensor(2.0), "codebook": torch.tensor(0.5)},
     )
     images = torch.tensor([[[[0.0, 2.0]]]])
-    loss, parts = generator_loss(output, images, commitment_weight=0.25)
+    loss, parts = generator_loss(output, images, weights=WEIGHTS)
     # (1² + 2²) / 2 = 2.5, and 2.5 + 0.25 · 2 + 0.5
     assert loss.item() == 3.5
     assert {name: part.item() for name, part in parts.items()} == {
         "squared_error": 2.5,
         "commitment": 2.0,
+        "codebook": 0.5,
     }
 
 
 def test_descending_it_brings_pixels_and_latents_closer():
     reconstruction = torch.tensor([[[[0.8, -0.8]]]], requires_grad=True)
     images = torch.zeros(1, 1, 1, 2)
-    zero = torch.zeros(())
-    output = SimpleNamespace(
-        reconstruction=reconstruction, commitment_loss=zero, codebook_loss=zero
-    )
-    generator_loss(output, images, commitment_weight=0.25)[0].backward()
+    output = SimpleNamespace(reconstruction=reconstruction, losses={})
+    generator_loss(output, images, weights=WEIGHTS)[0].backward()
     assert reconstruction.grad.sign().flatten().tolist() == [1.0, -1.0]
 
 
@@ -60,7 +59,7 @@ def test_a_few_steps_lower_it(update):
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     losses = []
     for _ in range(100):
-        loss, _ = generator_loss(model(images), images, commitment_weight=0.25)
+        loss, _ = generator_loss(model(images), images, weights=WEIGHTS)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
