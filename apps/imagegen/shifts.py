@@ -1,5 +1,6 @@
 """Images moved by whole pixels, and the condition that tells the transformer by how much."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,19 +13,27 @@ def count_shifts(reach: int) -> int:
     return (2 * reach + 1) ** 2
 
 
-def draw_shifts(number: int, reach: int, *, unmoved: float) -> Tensor:
-    """Draw shifts from torch's default generator.
+def draw_shifts(rows: Tensor, reach: int, *, unmoved: float, seed: int) -> Tensor:
+    """Draw a shift for every image.
+
+    Each is a function of seed and row alone: how a batch is divided among processes and passes
+    changes nothing.
 
     Args:
-        number: Shifts to draw.
+        rows: Which images of the data set, shape (B,), int64.
         reach: Pixels to move by, at most.
         unmoved: Share that is not moved by force; the rest is drawn from all shifts alike.
+        seed: Fixes the result.
 
     Returns:
-        Shift numbers, shape (number,), int64; 0 leaves an image in place.
+        Shift numbers, shape (B,), int64; 0 leaves an image in place.
     """
-    drawn = torch.randint(count_shifts(reach), (number,))
-    return torch.where(torch.rand(number) < unmoved, 0, drawn)
+    if not reach:
+        return torch.zeros_like(rows)
+    states = [np.random.SeedSequence((seed, row)).generate_state(2) for row in rows.tolist()]
+    uniform = np.array(states).reshape(-1, 2) / 2**32
+    drawn = (uniform[:, 0] * count_shifts(reach)).astype(np.int64)
+    return torch.from_numpy(np.where(uniform[:, 1] < unmoved, 0, drawn))
 
 
 def shift_images(images: Tensor, shifts: Tensor, reach: int) -> Tensor:

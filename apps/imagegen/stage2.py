@@ -114,7 +114,9 @@ def train_stage2(
     def compute(step: int) -> tuple[Tensor, Callable[[], dict[str, Any]]]:
         rows = batch_rows(len(train), config.batch_size, step, step_seed(seed, 2, 0))
         batch = to_float(images[rows]).to(device)
-        shifts = draw_shifts(len(batch), config.shift, unmoved=config.unshifted)
+        shifts = draw_shifts(
+            rows, config.shift, unmoved=config.unshifted, seed=step_seed(seed, 2, step, 1)
+        )
         with torch.no_grad():
             latents = autoencoder.latents(shift_images(batch, shifts, config.shift))
             soft = autoencoder.quantizer.soft_codes(

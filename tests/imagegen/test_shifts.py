@@ -28,11 +28,21 @@ def test_every_shift_moves_by_whole_pixels_and_repeats_the_border(reach):
 
 
 def test_drawn_shifts_keep_the_share_that_stays():
-    shifts = draw_shifts(20_000, 1, unmoved=0.5)
+    shifts = draw_shifts(torch.arange(20_000), 1, unmoved=0.5, seed=0)
     assert shifts.unique().tolist() == list(range(9))
     expected = 0.5 + 0.5 / 9
     deviation = (expected * (1 - expected) / 20_000) ** 0.5
     assert abs((shifts == 0).double().mean() - expected) < 4 * deviation
+    moved = shifts[shifts > 0].bincount()[1:].double()  # the eight others alike: chi-square, 7
+    assert ((moved - moved.mean()).square() / moved.mean()).sum() < 24.3  # the 99.9% quantile
+
+
+def test_a_shift_is_a_function_of_seed_and_row():
+    whole = draw_shifts(torch.arange(64), 2, unmoved=0.1, seed=5)
+    parts = [draw_shifts(rows, 2, unmoved=0.1, seed=5) for rows in torch.arange(64).split(7)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(draw_shifts(torch.arange(64), 2, unmoved=0.1, seed=6), whole)
+    assert draw_shifts(torch.arange(3), 0, unmoved=0.0, seed=5).tolist() == [0, 0, 0]
 
 
 def test_conditions_tell_classes_and_shifts_apart():
