@@ -1,56 +1,65 @@
-"""The loop both stages share: schedule, averaging, checkpoints, resuming to the bit.
+"""The loop both stages share: schedule, guards, averaging, checkpoints, resuming to the bit.
 
-The randomness of a step is a function of (seed, stage, step) alone: the loop seeds torch's
-generators before every step, so a resumed run needs no generator state to draw what an
-uninterrupted one draws.
+The randomness of a step is a function of (seed, stage, step) alone, and of the process where
+several train together: the loop seeds torch's generators before every step, so a resumed run needs
+no generator state to draw what an uninterrupted one draws.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from imagegen.checkpointing import TrainingState, WeightAverage, load_state, save_state, writing
+from imagegen.distributed import (
+    average_over_ranks,
+    copy_into,
+    gathered,
+    original,
+    synchronising,
+    trained,
+)
+from imagegen.guards import DivergenceGuard
 from imagegen.runs import Run, deferred_interrupt
 from imagegen.settings import StageConfig
-from rqtoolkit.errors import ArtifactError, DataError
 from rqtoolkit.functional.progress import Progress, report
-from rqtoolkit.io.artifact import check_tensors
 
-__all__ = ["WeightAverage", "batch_rows", "learning_rate", "step_seed", "train_loop"]
+__all__ = ["Compute", "WeightAverage", "learning_rate", "step_seed", "train_loop"]
 
-Step = Callable[[int], tuple[Tensor, Callable[[], dict[str, Any]]]]
-"""Computes step i: the loss to descend, and what gives its figures when they are logged."""
+Batch = TypeVar("Batch", contravariant=True)
+Figures = Callable[[], dict[str, Any]]
+
+
+class Compute(Protocol[Batch]):
+    """Runs forward and backward of one part of a step."""
+
+    def __call__(
+        self, step: int, batch: Batch, *, share: float, part: slice
+    ) -> tuple[Tensor, Figures]:
+        """Leave gradients of `share` times the loss in the parameters of all models.
+
+        Args:
+            step: Number of the step, from 0.
+            batch: This process's images of this part.
+            share: What the loss is multiplied by: 1 / accumulate.
+            part: Which images of the step's whole batch these are: what is drawn for all of them,
+                from a generator seeded by the step, and cut to `part` depends on neither the
+                number of processes nor that of parts.
+
+        Returns:
+            The loss, a detached scalar that `share` has not touched, and what gives the figures to
+            log: numbers or lists of them by name; called only where they are logged.
+        """
 
 
 def step_seed(*path: int) -> int:
     """Mix integers into one seed: equal paths give equal seeds, neighbours unrelated ones."""
     return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def batch_rows(rows: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Return the rows of one batch when a shuffled data set is read over and over.
-
-    Every row appears once per pass; a batch may span two passes.
-
-    Args:
-        rows: Rows of the data set.
-        batch_size: Rows of the batch.
-        step: Number of the batch, from 0.
-        seed: Fixes the order of every pass.
-
-    Returns:
-        Rows, shape (batch_size,), int64.
-    """
-    start, stop = step * batch_size, (step + 1) * batch_size
-    passes = range(start // rows, (stop - 1) // rows + 1)
-    orders = [np.random.default_rng((seed, number)).permutation(rows) for number in passes]
-    offset = passes[0] * rows
-    return torch.from_numpy(np.concatenate(orders)[start - offset : stop - offset])
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
@@ -63,58 +72,17 @@ def learning_rate(config: StageConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-class WeightAverage:
-    """Exponential moving average of a module's parameters; buffers follow as they are.
-
-    Its memory grows with the steps, to about a ninth of them, so that early ones do not linger.
-
-    Args:
-        module: What to average.
-        decay: Weight of the past; 0 keeps the current parameters.
-    """
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module, self.decay, self.count = module, decay, 0
-        self.values = {k: p.detach().clone() for k, p in module.named_parameters()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the current parameters."""
-        decay = min(self.decay, self.count / (self.count + 9))
-        for name, parameter in self.module.named_parameters():
-            self.values[name].lerp_(parameter.detach(), 1 - decay)
-        self.count += 1
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Put the averages in place of the parameters, in eval mode, while the block runs."""
-        current = {k: p.detach().clone() for k, p in self.module.named_parameters()}
-        was_training = self.module.training
-        self._write(self.values)
-        self.module.eval()
-        try:
-            yield
-        finally:
-            self._write(current)
-            self.module.train(was_training)
-
-    @torch.no_grad()
-    def _write(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.module.named_parameters():
-            parameter.copy_(values[name])
-
-
 def train_loop(
     run: Run,
     *,
     stage: int,
     config: StageConfig,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage,
-    compute: Step,
+    models: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    compute: Compute[Any],
     observe: Callable[[int], dict[str, Any]],
     finish: Callable[[], None],
+    batches: Callable[[int], Iterator[Any]],
     progress: Progress | None,
 ) -> None:
     """Train to the configured step, from the last checkpoint where there is one.
@@ -122,131 +90,97 @@ def train_loop(
     Args:
         run: Folder to log and save into.
         stage: 1 or 2.
-        config: Length, batch, rates and intervals.
-        module: What is trained; its whole state is saved.
-        optimizer: Optimizer of its parameters.
-        average: Average of its weights.
-        compute: Gives the loss of a step; called in train mode.
-        observe: Draws pictures and measures held-out data every `sample_every` steps, with the
-            averaged weights in place; its figures are logged.
-        finish: Writes the finished model, with the averaged weights in place.
+        config: Length, batch, rates, limits and intervals.
+        models: What is trained, by name, as `imagegen.distributed.spread` gave it. The weights of
+            the first are averaged; their average is what is observed and finished.
+        optimizers: The optimizer of each model, under the same names.
+        compute: Runs forward and backward of one part of a step; called in train mode.
+        observe: Draws pictures and measures held-out data every `sample_every` steps, given the
+            steps done; its figures are logged. It finds the averaged weights in the module that
+            `spread` was given first, and is called in the first process alone.
+        finish: Writes the finished model, called likewise.
+        batches: Gives an iterator over this process's batches from a step on, `accumulate` a step.
         progress: Called as progress(description, done, total).
 
     Raises:
-        DataError: If the loss is no longer finite.
-        ArtifactError: If the last checkpoint is of another model.
+        DataError: If the loss or a gradient is no longer finite, or beyond its limit.
+        ArtifactError: If the last checkpoint is damaged or of another model, or nothing can be
+            written any more.
         KeyboardInterrupt: On Ctrl-C, after the state was saved.
+        SystemExit: When terminated, after the state was saved.
     """
-    device = run.device
-    start = _restore(run, stage, module, optimizer, average)
-    run.forget_after(stage, start)
-    description = f"Stage {stage} of 2"
+    device, ranks = run.device, run.ranks
+    inner = {name: trained(model) for name, model in models.items()}
+    first = next(iter(inner.values()))
+    state = TrainingState(inner, optimizers, WeightAverage(first, config.weight_average))
+    start = load_state(run, stage, state)
+    guard = DivergenceGuard(run, stage, config)
+    plain = original(next(iter(models.values())))
+    if ranks.main:
+        run.forget_after(stage, start)
+    description = name = f"Stage {stage} of 2"
     forked = [torch.cuda.current_device()] if device.type == "cuda" else []
     begun = perf_counter() - _seconds_spent(run, stage)
-    with deferred_interrupt() as interrupted, torch.random.fork_rng(devices=forked):
+    with (
+        deferred_interrupt() as interrupted,
+        torch.random.fork_rng(devices=forked),
+        closing(cast(Any, batches(start))) as waiting,
+    ):
         for step in range(start, config.steps):
-            torch.manual_seed(step_seed(run.config.seed, stage, step))
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
-            module.train()
-            loss, figures = compute(step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if config.clip_norm is not None:
-                nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
-            optimizer.step()
-            average.update()
+            torch.manual_seed(step_seed(run.config.seed, stage, step, *[ranks.rank][: ranks.rank]))
+            for optimizer in optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step)
+            for model in models.values():
+                model.train()
+            losses, figures = [], []
+            for part in range(config.accumulate):
+                with synchronising(models.values(), part == config.accumulate - 1):
+                    loss, figure = compute(
+                        step,
+                        next(waiting),
+                        share=1 / config.accumulate,
+                        part=_own_part(run, config, part),
+                    )
+                losses.append(loss)
+                figures.append(figure)
+            norms = {name: clip_gradients(model, config.clip_norm) for name, model in inner.items()}
+            for optimizer in optimizers.values():
+                optimizer.step()
+            state.average.update()
             done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
-                _check_finite(loss, run, stage, done)
-                head = {"stage": stage, "step": done, "loss": loss.item(), **figures()}
-                rate, seconds = learning_rate(config, step), round(perf_counter() - begun, 3)
-                run.log({**head, "learning_rate": rate, "seconds": seconds})
-            if done % config.sample_every == 0 or done == config.steps:
-                with average.applied():
-                    run.log({"stage": stage, "step": done, **observe(done)})
-            report(progress, description, done, config.steps)
-            stop = interrupted()
-            if done % config.checkpoint_every == 0 or done == config.steps or stop:
-                _check_finite(loss, run, stage, done)
-                _save(run, stage, done, module, optimizer, average)
+            last = done == config.steps
+            loss = average_over_ranks(torch.stack(losses).mean())
+            guard.watch(done, loss, norms)
+            if device.type == "cpu":
+                guard.judge()
+            if done % config.log_every == 0 or last:
+                guard.judge()
+                measured = _mean([_mean([figure() for figure in figures])])
+                seconds = round(perf_counter() - begun, 3)
+                record = {"loss": loss.item(), **measured}
+                record |= {f"gradient_norm_{k}": v.item() for k, v in norms.items()}
+                record |= {"learning_rate": learning_rate(config, step), "seconds": seconds}
+                if ranks.main:
+                    with writing(run, stage):
+                        run.log({"stage": stage, "step": done, **record})
+                description = f"{name}: loss {record['loss']:.4g}"
+            if done % config.sample_every == 0 or last:
+                guard.judge()
+                with averaged_weights(state, plain, run):
+                    if ranks.main:
+                        with writing(run, stage):
+                            run.log({"stage": stage, "step": done, **observe(done)})
+                ranks.wait()
+            report(progress if ranks.main else None, description, done, config.steps)
+            stop = ranks.largest(interrupted())
+            if done % config.checkpoint_every == 0 or last or stop:
+                guard.judge()
+                save_state(run, stage, done, state, keep=config.keep_checkpoints)
             if stop:
-                raise KeyboardInterrupt
-    with average.applied():
-        finish()
-
-
-def _seconds_spent(run: Run, stage: int) -> float:
-    """Return the seconds a stage has taken up to the last line of its log."""
-    lines = [m for m in run.metrics() if m["stage"] == stage and "seconds" in m]
-    return float(lines[-1]["seconds"]) if lines else 0.0
-
-
-def _check_finite(loss: Tensor, run: Run, stage: int, step: int) -> None:
-    if not torch.isfinite(loss):
-        raise DataError(
-            f"train: stage {stage} of {run.path} diverged; got a loss of {loss.item()} at step "
-            f"{step}. Lower stage{stage}.learning_rate or set stage{stage}.clip_norm, start anew."
-        )
-
-
-def _save(
-    run: Run,
-    stage: int,
-    step: int,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage,
-) -> None:
-    tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.values.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
-    run.save_state(stage, {"step": step, "averaged": average.count}, tensors)
-
-
-def _restore(
-    run: Run,
-    stage: int,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage,
-) -> int:
-    """Put back what `_save` wrote and return the steps done."""
-    saved = run.load_state(stage)
-    if saved is None:
-        return 0
-    arguments, tensors = saved
-    check_tensors(run.state_path(stage), _expected(module, optimizer, tensors), tensors)
-    if not all(isinstance(arguments.get(name), int) for name in ("step", "averaged")):
-        raise ArtifactError(
-            f"run: {run.state_path(stage)} is not the state of a training; got arguments "
-            f"{arguments!r:.60}. Train in a new folder."
-        )
-    groups: dict[str, dict[str, Tensor]] = {"module": {}, "average": {}, "optimizer": {}}
-    for name, tensor in tensors.items():
-        kind, rest = name.split(".", 1)
-        groups[kind][rest] = tensor
-    module.load_state_dict(groups["module"])
-    average.values = {k: v.to(run.device) for k, v in groups["average"].items()}
-    average.count = arguments["averaged"]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in groups["optimizer"].items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return int(arguments["step"])
-
-
-def _expected(
-    module: nn.Module, optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return what `_save` would write: parameters without a gradient have no optimizer state."""
-    expected = {f"module.{k}": v for k, v in module.state_dict().items()}
-    expected |= {f"average.{k}": p for k, p in module.named_parameters()}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, parameter in enumerate(parameters):
-        if any(name.startswith(f"optimizer.{index}.") for name in found):
-            moments = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
-            expected |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
-    return expected
+                raise stopping(stop)
+    with averaged_weights(state, plain, run), writing(run, stage):
+        if ranks.main:
+            finish()
+    ranks.wait()

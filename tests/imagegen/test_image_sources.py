@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagegen.data import ImageSet, _stratified, load_images
+from imagegen.data import ImageSet, load_images
+from imagegen.data.opening import _stratified
 from rqtoolkit.errors import ArtifactError, ConfigError, DataError, ShapeError
 
 

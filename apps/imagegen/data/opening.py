@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from imagegen.images import ImageSet, to_float, to_uint8
+from imagegen.images import ImageSet
 from imagegen.readers import fit_images, read_digits, read_folder, read_npz
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.progress import Progress
 
-__all__ = ["ImageSet", "load_images", "to_float", "to_uint8"]
+__all__ = ["load_images"]
 
 SOURCES = ("digits", "npz", "folder")
 FITS = ("resize", "pad")
