@@ -1,6 +1,6 @@
 """Image data: the door to every source, and batches whose order a seed fixes."""
 
-from imagegen.data.batches import Batch, batch_rows, batches
+from imagegen.data.batches import Batch, Task, Tasks, batch_rows, batches, read_tasks
 from imagegen.data.opening import load_images
 from imagegen.images import ImageData, ImageSet, to_float, to_uint8
 
@@ -8,9 +8,12 @@ __all__ = [
     "Batch",
     "ImageData",
     "ImageSet",
+    "Task",
+    "Tasks",
     "batch_rows",
     "batches",
     "load_images",
+    "read_tasks",
     "to_float",
     "to_uint8",
 ]

@@ -7,7 +7,7 @@ resumption, so none of these can change what a model is trained on.
 
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -20,7 +20,16 @@ from torch.utils.data import DataLoader, Dataset
 from imagegen.images import ImageData, ImageSet, UnreadableImageError
 from rqtoolkit.errors import ArtifactError, ConfigError, RQToolkitError
 
-__all__ = ["Batch", "TextEncoder", "batch_rows", "batches", "check_broken"]
+__all__ = [
+    "Batch",
+    "Task",
+    "Tasks",
+    "TextEncoder",
+    "batch_rows",
+    "batches",
+    "check_broken",
+    "read_tasks",
+]
 
 _log = logging.getLogger("imagegen.data")
 
@@ -85,6 +94,50 @@ def _order(rows: int, seed: int, number: int) -> np.ndarray:
     return np.random.default_rng((seed, number)).permutation(rows)
 
 
+@dataclass(frozen=True)
+class Task:
+    """Rows to read, and the number of each in the whole training; both (B,), int64."""
+
+    rows: np.ndarray
+    numbers: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks of one process in order; the arguments are those of `batches`.
+
+    Raises:
+        ConfigError: If batch_size does not divide by accumulate times ranks.
+    """
+
+    length: int
+    batch_size: int
+    steps: range
+    seed: int
+    accumulate: int = 1
+    rank: int = 0
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a batch that cannot be divided evenly."""
+        parts = self.accumulate * self.ranks
+        if self.batch_size % parts:
+            raise ConfigError(
+                f"batches: batch_size={self.batch_size} must divide by processes times accumulate; "
+                f"got {self.ranks} x {self.accumulate}. Choose a multiple of {parts}."
+            )
+
+    def __iter__(self) -> Iterator[Task]:
+        for step in self.steps:
+            rows = batch_rows(self.length, self.batch_size, step, self.seed).numpy()
+            numbers = step * self.batch_size + np.arange(self.batch_size)
+            for part in range(self.accumulate):
+                mine = part * self.ranks + self.rank
+                size = self.batch_size // (self.accumulate * self.ranks)
+                cut = slice(mine * size, (mine + 1) * size)
+                yield Task(rows[cut], numbers[cut])
+
+
 def batches(
     data: ImageData,
     *,
@@ -127,13 +180,26 @@ def batches(
         ConfigError: If batch_size cannot be divided so.
         ArtifactError: If too many images cannot be read, or a worker is killed.
     """
-    parts = accumulate * ranks
-    if batch_size % parts:
-        raise ConfigError(
-            f"batches: batch_size={batch_size} must divide by processes times accumulate; got "
-            f"{ranks} x {accumulate}. Choose a multiple of {parts}."
-        )
-    tasks = _Tasks(len(data), batch_size, range(start_step, steps), seed, accumulate, rank, ranks)
+    tasks = Tasks(len(data), batch_size, range(start_step, steps), seed, accumulate, rank, ranks)
+    yield from read_tasks(
+        data, tasks, seed=seed, workers=workers, tokenizer=tokenizer, pin_memory=pin_memory
+    )
+
+
+def read_tasks(
+    data: ImageData,
+    tasks: Iterable[Task],
+    *,
+    seed: int,
+    workers: int = 0,
+    tokenizer: TextEncoder | None = None,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Read any rows in any order, a batch for each task; the rest is as for `batches`.
+
+    Raises:
+        ArtifactError: If too many images cannot be read, or a worker is killed.
+    """
     reader = _Reader(data, seed, tokenizer)
     read_ahead = workers > 0 and not isinstance(data, ImageSet)
     results = (
@@ -167,54 +233,23 @@ def check_broken(broken: Sequence[str], skippable: int, total: int) -> None:
     )
 
 
-@dataclass(frozen=True)
-class _Task:
-    """Rows to read, and the number of each in the whole training; both (B,), int64."""
-
-    rows: np.ndarray
-    numbers: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Tasks:
-    """The tasks of one process in order."""
-
-    length: int
-    batch_size: int
-    steps: range
-    seed: int
-    accumulate: int
-    rank: int
-    ranks: int
-
-    def __iter__(self) -> Iterator[_Task]:
-        for step in self.steps:
-            rows = batch_rows(self.length, self.batch_size, step, self.seed).numpy()
-            numbers = step * self.batch_size + np.arange(self.batch_size)
-            for part in range(self.accumulate):
-                mine = part * self.ranks + self.rank
-                size = self.batch_size // (self.accumulate * self.ranks)
-                cut = slice(mine * size, (mine + 1) * size)
-                yield _Task(rows[cut], numbers[cut])
-
-
 class _Reader(Dataset):
     """Reads whole batches, so that a worker hands over one array and not one an image."""
 
     def __init__(self, data: ImageData, seed: int, tokenizer: TextEncoder | None) -> None:
         self.data, self.seed, self.tokenizer = data, seed, tokenizer
 
-    def __getitem__(self, task: _Task) -> Batch | RQToolkitError:
+    def __getitem__(self, task: Task) -> Batch | RQToolkitError:
         return self.read(task)
 
-    def read(self, task: _Task) -> Batch | RQToolkitError:
+    def read(self, task: Task) -> Batch | RQToolkitError:
         """Read one task, or return what stood in the way."""
         try:
             return self._read(task)
         except RQToolkitError as error:  # a worker's exceptions lose their type and gain a page
             return error
 
-    def _read(self, task: _Task) -> Batch:
+    def _read(self, task: Task) -> Batch:
         data, rows = self.data, task.rows
         broken: dict[int, str] = {}
         if isinstance(data, ImageSet) and not data.flip:
@@ -249,7 +284,7 @@ class _Reader(Dataset):
 
 
 def _read_ahead(
-    reader: _Reader, tasks: _Tasks, workers: int, pin_memory: bool
+    reader: _Reader, tasks: Iterable[Task], workers: int, pin_memory: bool
 ) -> Iterator[Batch | RQToolkitError]:
     """Read tasks in worker processes; results come in order.
 
