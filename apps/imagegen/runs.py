@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from imagegen.config import dump_config, load_config
+from imagegen.distributed import Ranks
 from imagegen.settings import Config
 from rqtoolkit.errors import ArtifactError, ConfigError
-from rqtoolkit.io.artifact import read_artifact, write_artifact
 from rqtoolkit.io.atomic import atomic_path
 
-__all__ = ["Run", "deferred_interrupt", "resolve_device"]
+__all__ = ["Run", "deferred_interrupt", "interruption", "resolve_device"]
 
 
 class Run:
@@ -32,14 +31,16 @@ class Run:
     Attributes:
         path: Folder of the run.
         config: Its resolved configuration.
+        ranks: Which of several processes this is; the first alone writes.
         device: Where its models live.
         autoencoder_path: Finished RQ-VAE, an artifact of `imagegen.autoencoder.RQVAE`.
         transformer_path: Finished RQ-Transformer, an artifact of `rqtoolkit.RQTransformer`.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, ranks: Ranks | None = None) -> None:
         self.path, self.config = path, config
-        self.device = resolve_device(config.device)
+        self.ranks = ranks or Ranks()
+        self.device = resolve_device(config.device, self.ranks.local_rank)
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
         self.metrics_path = path / "metrics.jsonl"
         self.autoencoder_path = self.checkpoints / "rqvae.safetensors"
@@ -180,21 +181,6 @@ class Run:
             with atomic_path(self.metrics_path) as temporary:
                 temporary.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
 
-    def save_state(self, stage: int, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Write everything a stage needs to go on, as one file."""
-        write_artifact(
-            self.state_path(stage), class_name="Training", arguments=arguments, tensors=tensors
-        )
-
-    def load_state(self, stage: int) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """Read what `save_state` wrote; None where the stage has not got that far."""
-        path = self.state_path(stage)
-        return read_artifact(path, class_name="Training") if path.exists() else None
-
-    def state_path(self, stage: int) -> Path:
-        """Return where the state of a stage lies."""
-        return self.checkpoints / f"stage{stage}.safetensors"
-
 
 def _essence(config: Config) -> Config:
     """Return a configuration without what does not change a run's results: device and path."""
@@ -203,44 +189,56 @@ def _essence(config: Config) -> Config:
     )
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, number: int = 0) -> torch.device:
     """Return the device of that name; "auto" takes an accelerator where there is one.
+
+    Args:
+        name: As in `Config.device`.
+        number: Which of several accelerators.
 
     Raises:
         ConfigError: If the device asked for is not there.
     """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
     if name == "auto":
-        return torch.device("cuda" if there["cuda"] else "cpu")
+        name = "cuda" if there["cuda"] else "cpu"
     if not there[name]:
         found = ", ".join(device for device, is_there in there.items() if is_there)
         raise ConfigError(f"config: device={name} is not there; got {found}. Use device: auto.")
-    return torch.device(name)
+    return torch.device(name, number) if name == "cuda" else torch.device(name)
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Hold Ctrl-C back so that a training step is never cut in half.
+def deferred_interrupt() -> Iterator[Callable[[], int]]:
+    """Hold back Ctrl-C, and the signal that clusters end jobs with, so that no step is cut in half.
 
-    Yields a function that says whether Ctrl-C was pressed; the loop asks it between steps. A second
-    Ctrl-C strikes at once. Outside the main thread, where signals do not arrive, nothing changes.
+    Yields a function that says which signal came, 0 for none: the loop asks it between steps and
+    raises `interruption` of it. A second Ctrl-C strikes at once. Outside the main thread, where
+    signals do not arrive, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
-    pressed = threading.Event()
-    previous = signal.getsignal(signal.SIGINT)
+    came: list[int] = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def hold(number: int, _frame: Any) -> None:
-        if pressed.is_set():
-            signal.signal(signal.SIGINT, previous)
+        if number == signal.SIGINT and number in came:
+            signal.signal(number, previous[number])
             os.kill(os.getpid(), number)
-        pressed.set()
+        came.append(number)
 
-    signal.signal(signal.SIGINT, hold)
+    for number in previous:
+        signal.signal(number, hold)
     try:
-        yield pressed.is_set
+        yield lambda: came[0] if came else 0
     finally:
-        signal.signal(signal.SIGINT, previous)
-    if pressed.is_set():  # after the last question
-        raise KeyboardInterrupt
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if came:  # after the last question
+        raise interruption(came[0])
+
+
+def interruption(number: int) -> BaseException:
+    """Return what a signal raises: KeyboardInterrupt for Ctrl-C, else SystemExit with its code."""
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)

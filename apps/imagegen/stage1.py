@@ -1,7 +1,7 @@
 """Stage 1: train the RQ-VAE on images."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,15 @@ from torch import Tensor
 
 from imagegen.autoencoder import RQVAE
 from imagegen.bottlenecks import build_bottleneck
-from imagegen.data import ImageSet, to_float
+from imagegen.data import Batch, ImageSet, batches, to_float
+from imagegen.distributed import spread
 from imagegen.losses import generator_loss
 from imagegen.pictures import save_grid
 from imagegen.reconstruct import reconstruct, reconstruction_errors
 from imagegen.runs import Run
 from imagegen.settings import Config
 from imagegen.shifts import draw_shifts, shift_images
-from imagegen.training import WeightAverage, batch_rows, step_seed, train_loop
+from imagegen.training import step_seed, train_loop
 from rqtoolkit.functional.progress import Progress
 
 __all__ = ["build_autoencoder", "train_stage1"]
@@ -55,23 +56,24 @@ def train_stage1(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_seed(seed, 1))
         model = build_autoencoder(run.config, image_channels=train.channels)
-    model = model.to(device)
-    average = WeightAverage(model, config.weight_average)
+    trained = spread(model, run.ranks, mode="ddp", device=device)
     optimizer = torch.optim.Adam(
-        model.parameters(), config.learning_rate, config.betas, weight_decay=config.weight_decay
+        trained.parameters(), config.learning_rate, config.betas, weight_decay=config.weight_decay
     )
-    images = torch.from_numpy(train.images)
     half = run.config.dtype == "bfloat16"
     weights = {"commitment": config.commitment_weight, "codebook": 1.0, "kl": config.kl_weight}
 
-    def compute(step: int) -> tuple[Tensor, Callable[[], dict[str, Any]]]:
-        rows = batch_rows(len(train), config.batch_size, step, step_seed(seed, 1, 0))
-        batch = to_float(images[rows]).to(device)
-        shifts = draw_shifts(len(batch), config.shift, unmoved=0.0)
-        batch = shift_images(batch, shifts, config.shift)
+    def compute(
+        step: int, batch: Batch, *, share: float
+    ) -> tuple[Tensor, Callable[[], dict[str, Any]]]:
+        shifts = draw_shifts(
+            batch.rows, config.shift, unmoved=0.0, seed=step_seed(seed, 1, step, 1)
+        )
+        images = shift_images(to_float(batch.images).to(device), shifts, config.shift)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            output = model(batch)
-        loss, parts = generator_loss(output, batch, weights=weights)
+            output = trained(images)
+        loss, parts = generator_loss(output, images, weights=weights)
+        (share * loss).backward()
 
         def figures() -> dict[str, Any]:
             plain = {name: part.item() for name, part in parts.items()}
@@ -79,7 +81,20 @@ def train_stage1(
                 return plain
             return {**plain, "usage": output.stats.usage, "perplexity": output.stats.perplexity}
 
-        return loss, figures
+        return loss.detach(), figures
+
+    def read(start: int) -> Iterator[Batch]:
+        return batches(
+            train,
+            batch_size=config.batch_size,
+            steps=config.steps,
+            seed=step_seed(seed, 1, 0),
+            start_step=start,
+            accumulate=config.accumulate,
+            rank=run.ranks.rank,
+            ranks=run.ranks.size,
+            workers=run.config.data.workers,
+        )
 
     def observe(step: int) -> dict[str, Any]:
         some = held_out.images[:: max(1, len(held_out) // 1000)]
@@ -92,12 +107,12 @@ def train_stage1(
         run,
         stage=1,
         config=config,
-        module=model,
-        optimizer=optimizer,
-        average=average,
+        models={"autoencoder": trained},
+        optimizers={"autoencoder": optimizer},
         compute=compute,
         observe=observe,
         finish=lambda: model.save(run.autoencoder_path),
+        batches=read,
         progress=progress,
     )
     return RQVAE.load(run.autoencoder_path, device)

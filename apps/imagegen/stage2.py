@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from imagegen.autoencoder import RQVAE
-from imagegen.data import ImageSet, to_float
+from imagegen.data import Batch, ImageSet, batches, to_float
+from imagegen.distributed import spread
 from imagegen.pictures import save_grid
 from imagegen.reconstruct import encode_images
 from imagegen.runs import Run
 from imagegen.sample import balanced_labels, sample_images
 from imagegen.settings import Config
 from imagegen.shifts import conditions, count_shifts, draw_shifts, shift_images
-from imagegen.training import WeightAverage, batch_rows, step_seed, train_loop
+from imagegen.training import step_seed, train_loop
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.transformer import RQTransformer
@@ -102,37 +103,59 @@ def train_stage2(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_seed(seed, 2))
         model = build_transformer(run.config, autoencoder, train.num_classes)
-    model = model.to(device)
-    average = WeightAverage(model, config.weight_average)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), config.learning_rate, config.betas, weight_decay=config.weight_decay
-    )
-    images = torch.from_numpy(train.images)
-    labels = None if train.labels is None else torch.from_numpy(train.labels)
     half = run.config.dtype == "bfloat16"
+    trained_loss = spread(
+        model,
+        run.ranks,
+        mode=run.config.parallel,
+        device=device,
+        method="loss",
+        dtype=torch.bfloat16 if half else torch.float32,
+    )
+    optimizer = torch.optim.AdamW(
+        trained_loss.parameters(),
+        config.learning_rate,
+        config.betas,
+        weight_decay=config.weight_decay,
+    )
 
-    def compute(step: int) -> tuple[Tensor, Callable[[], dict[str, Any]]]:
-        rows = batch_rows(len(train), config.batch_size, step, step_seed(seed, 2, 0))
-        batch = to_float(images[rows]).to(device)
+    def compute(
+        step: int, batch: Batch, *, share: float
+    ) -> tuple[Tensor, Callable[[], dict[str, Any]]]:
         shifts = draw_shifts(
-            rows, config.shift, unmoved=config.unshifted, seed=step_seed(seed, 2, step, 1)
+            batch.rows, config.shift, unmoved=config.unshifted, seed=step_seed(seed, 2, step, 1)
         )
+        images = shift_images(to_float(batch.images).to(device), shifts, config.shift)
         with torch.no_grad():
-            latents = autoencoder.latents(shift_images(batch, shifts, config.shift))
+            latents = autoencoder.latents(images)
             soft = autoencoder.quantizer.soft_codes(
                 latents,
                 config.tau,
                 relative=config.relative_tau,
                 stochastic=config.stochastic_codes,
             )
-        told = conditions(None if labels is None else labels[rows], shifts, reach=config.shift)
+        told = conditions(batch.labels, shifts, reach=config.shift)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            loss = model.loss(
+            loss = trained_loss(
                 soft.codes,
                 cond=None if told is None else told.to(device),
                 targets=soft.probabilities if config.soft_targets else None,
             )
-        return loss, dict
+        (share * loss).backward()
+        return loss.detach(), dict
+
+    def read(start: int) -> Iterator[Batch]:
+        return batches(
+            train,
+            batch_size=config.batch_size,
+            steps=config.steps,
+            seed=step_seed(seed, 2, 0),
+            start_step=start,
+            accumulate=config.accumulate,
+            rank=run.ranks.rank,
+            ranks=run.ranks.size,
+            workers=run.config.data.workers,
+        )
 
     some = held_out.subset(slice(None, None, max(1, len(held_out) // 1000)))
     codes = encode_images(autoencoder, some.images)
@@ -160,12 +183,12 @@ def train_stage2(
         run,
         stage=2,
         config=config,
-        module=model,
-        optimizer=optimizer,
-        average=average,
+        models={"transformer": trained_loss},
+        optimizers={"transformer": optimizer},
         compute=compute,
         observe=observe,
         finish=lambda: model.save(run.transformer_path),
+        batches=read,
         progress=progress,
     )
     return RQTransformer.load(run.transformer_path, device=device).eval()

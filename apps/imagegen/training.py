@@ -7,7 +7,7 @@ no generator state to draw what an uninterrupted one draws.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from time import perf_counter
 from typing import Any, Protocol, TypeVar, cast
 
@@ -16,20 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from imagegen.checkpointing import TrainingState, WeightAverage, load_state, save_state, writing
-from imagegen.distributed import (
-    average_over_ranks,
-    copy_into,
-    gathered,
-    original,
-    synchronising,
-    trained,
-)
+from imagegen.distributed import average_over_ranks, gathered, original, synchronising, trained
 from imagegen.guards import DivergenceGuard
-from imagegen.runs import Run, deferred_interrupt
+from imagegen.logs import open_log
+from imagegen.runs import Run, deferred_interrupt, interruption
 from imagegen.settings import StageConfig
 from rqtoolkit.functional.progress import Progress, report
 
-__all__ = ["Compute", "WeightAverage", "learning_rate", "step_seed", "train_loop"]
+__all__ = ["Compute", "learning_rate", "step_seed", "train_loop"]
 
 Batch = TypeVar("Batch", contravariant=True)
 Figures = Callable[[], dict[str, Any]]
@@ -38,18 +32,13 @@ Figures = Callable[[], dict[str, Any]]
 class Compute(Protocol[Batch]):
     """Runs forward and backward of one part of a step."""
 
-    def __call__(
-        self, step: int, batch: Batch, *, share: float, part: slice
-    ) -> tuple[Tensor, Figures]:
+    def __call__(self, step: int, batch: Batch, *, share: float) -> tuple[Tensor, Figures]:
         """Leave gradients of `share` times the loss in the parameters of all models.
 
         Args:
             step: Number of the step, from 0.
             batch: This process's images of this part.
             share: What the loss is multiplied by: 1 / accumulate.
-            part: Which images of the step's whole batch these are: what is drawn for all of them,
-                from a generator seeded by the step, and cut to `part` depends on neither the
-                number of processes nor that of parts.
 
         Returns:
             The loss, a detached scalar that `share` has not touched, and what gives the figures to
@@ -109,78 +98,114 @@ def train_loop(
         KeyboardInterrupt: On Ctrl-C, after the state was saved.
         SystemExit: When terminated, after the state was saved.
     """
-    device, ranks = run.device, run.ranks
+    ranks, plain = run.ranks, original(next(iter(models.values())))
     inner = {name: trained(model) for name, model in models.items()}
-    first = next(iter(inner.values()))
-    state = TrainingState(inner, optimizers, WeightAverage(first, config.weight_average))
+    average = WeightAverage(next(iter(inner.values())), config.weight_average)
+    state = TrainingState(inner, optimizers, average)
     start = load_state(run, stage, state)
     guard = DivergenceGuard(run, stage, config)
-    plain = original(next(iter(models.values())))
-    if ranks.main:
-        run.forget_after(stage, start)
-    description = name = f"Stage {stage} of 2"
-    forked = [torch.cuda.current_device()] if device.type == "cuda" else []
     begun = perf_counter() - _seconds_spent(run, stage)
+    description = title = f"Stage {stage} of 2"
     with (
         deferred_interrupt() as interrupted,
-        torch.random.fork_rng(devices=forked),
+        torch.random.fork_rng(devices=_device_numbers(run)),
+        open_log(run, stage, start) as log,
         closing(cast(Any, batches(start))) as waiting,
     ):
         for step in range(start, config.steps):
-            torch.manual_seed(step_seed(run.config.seed, stage, step, *[ranks.rank][: ranks.rank]))
+            torch.manual_seed(step_seed(run.config.seed, stage, step, *_nonzero(ranks.rank)))
             for optimizer in optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step)
-            for model in models.values():
-                model.train()
-            losses, figures = [], []
-            for part in range(config.accumulate):
-                with synchronising(models.values(), part == config.accumulate - 1):
-                    loss, figure = compute(
-                        step,
-                        next(waiting),
-                        share=1 / config.accumulate,
-                        part=_own_part(run, config, part),
-                    )
-                losses.append(loss)
-                figures.append(figure)
-            norms = {name: clip_gradients(model, config.clip_norm) for name, model in inner.items()}
+            loss, figures = _accumulate(config, models, compute, step, waiting)
+            norms = {
+                name: _clip_gradients(model, config.clip_norm) for name, model in inner.items()
+            }
             for optimizer in optimizers.values():
                 optimizer.step()
-            state.average.update()
+            average.update()
             done = step + 1
-            last = done == config.steps
-            loss = average_over_ranks(torch.stack(losses).mean())
             guard.watch(done, loss, norms)
-            if device.type == "cpu":
+            if done % config.log_every == 0 or done == config.steps:
                 guard.judge()
-            if done % config.log_every == 0 or last:
+                measured = _mean_over_ranks(figures)
+                log(
+                    done,
+                    {
+                        "loss": loss.item(),
+                        **measured,
+                        **{f"{name}_gradient_norm": norm.item() for name, norm in norms.items()},
+                        "learning_rate": learning_rate(config, step),
+                        "seconds": round(perf_counter() - begun, 3),
+                    },
+                )
+                description = f"{title}: loss {loss.item():.4g}"
+            if done % config.sample_every == 0 or done == config.steps:
                 guard.judge()
-                measured = _mean([_mean([figure() for figure in figures])])
-                seconds = round(perf_counter() - begun, 3)
-                record = {"loss": loss.item(), **measured}
-                record |= {f"gradient_norm_{k}": v.item() for k, v in norms.items()}
-                record |= {"learning_rate": learning_rate(config, step), "seconds": seconds}
-                if ranks.main:
-                    with writing(run, stage):
-                        run.log({"stage": stage, "step": done, **record})
-                description = f"{name}: loss {record['loss']:.4g}"
-            if done % config.sample_every == 0 or last:
-                guard.judge()
-                with averaged_weights(state, plain, run):
+                with state.finished(plain, run.device), writing(run, stage):
                     if ranks.main:
-                        with writing(run, stage):
-                            run.log({"stage": stage, "step": done, **observe(done)})
+                        log(done, observe(done))
                 ranks.wait()
-            report(progress if ranks.main else None, description, done, config.steps)
+            report(progress, description, done, config.steps)
             stop = ranks.largest(interrupted())
-            if done % config.checkpoint_every == 0 or last or stop:
+            if done % config.checkpoint_every == 0 or done == config.steps or stop:
                 guard.judge()
                 save_state(run, stage, done, state, keep=config.keep_checkpoints)
             if stop:
-                raise stopping(stop)
-    with averaged_weights(state, plain, run), writing(run, stage):
+                raise interruption(stop)
+    with state.finished(plain, run.device), writing(run, stage):
         if ranks.main:
             finish()
     ranks.wait()
+
+
+def _accumulate(
+    config: StageConfig,
+    models: Mapping[str, nn.Module],
+    compute: Compute[Any],
+    step: int,
+    waiting: Iterator[Any],
+) -> tuple[Tensor, list[Figures]]:
+    """Gather the gradients of one step; return its mean loss over all processes, and figures."""
+    for model in models.values():
+        model.train()
+    losses, figures = [], []
+    for part in range(1, config.accumulate + 1):
+        with synchronising(models.values(), part == config.accumulate):
+            loss, figure = compute(step, next(waiting), share=1 / config.accumulate)
+        losses.append(loss)
+        figures.append(figure)
+    return average_over_ranks(torch.stack(losses).mean()), figures
+
+
+def _clip_gradients(module: nn.Module, limit: float | None) -> Tensor:
+    """Scale gradients down to a norm of at most `limit`; return the norm they had."""
+    norm = nn.utils.clip_grad_norm_(module.parameters(), math.inf if limit is None else limit)
+    return gathered(norm)
+
+
+def _mean_over_ranks(figures: Sequence[Figures]) -> dict[str, Any]:
+    """Return the means of figures, numbers or lists of them, over parts and processes."""
+    found = [figure() for figure in figures]
+    means = {}
+    for name, value in found[0].items():
+        values = torch.tensor([figure[name] for figure in found], dtype=torch.float64)
+        mean = average_over_ranks(values.mean(0)).tolist()
+        means[name] = mean if isinstance(value, list | float) else type(value)(mean)
+    return means
+
+
+def _nonzero(number: int) -> list[int]:
+    """Return what a process adds to the path of its seeds: the first adds nothing."""
+    return [number] if number else []
+
+
+def _device_numbers(run: Run) -> list[int]:
+    return [run.ranks.local_rank] if run.device.type == "cuda" else []
+
+
+def _seconds_spent(run: Run, stage: int) -> float:
+    """Return the seconds a stage has taken up to the last line of its log."""
+    lines = [m for m in run.metrics() if m["stage"] == stage and "seconds" in m]
+    return float(lines[-1]["seconds"]) if lines else 0.0

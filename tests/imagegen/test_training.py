@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from imagegen.checkpointing import WeightAverage
 from imagegen.config import load_config
-from imagegen.data import ImageSet
+from imagegen.data import ImageSet, batch_rows
 from imagegen.jobs import train_run
 from imagegen.runs import Run
 from imagegen.stage1 import train_stage1
 from imagegen.stage2 import held_out_bits
-from imagegen.training import WeightAverage, batch_rows, learning_rate, step_seed
+from imagegen.training import learning_rate, step_seed
 from rqtoolkit.errors import ArtifactError, ConfigError, DataError
 from rqtoolkit.transformer import RQTransformer
 
@@ -155,9 +156,9 @@ def test_the_clock_of_a_stage_goes_on(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     folder = tmp_path / "run"
     train_run(small(), folder)
-    one, two = (folder / "checkpoints" / f"stage{number}.safetensors" for number in (1, 2))
+    one, two = (folder / "checkpoints" / f"stage{stage}-0000006.safetensors" for stage in (1, 2))
     one.write_bytes(two.read_bytes())
-    with pytest.raises(ArtifactError, match=r"stage1\.safetensors does not hold"):
+    with pytest.raises(ArtifactError, match=r"stage1-0000006\.safetensors does not hold"):
         train_run(small(), folder, resume=True)
 
 

@@ -1,0 +1,223 @@
+"""Several processes that train one model: torchrun starts them, torch's own DDP or FSDP joins them.
+
+One process is the case of a group of one: nothing here then talks to anybody.
+"""
+
+import contextlib
+import copy
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = [
+    "Ranks",
+    "average_over_ranks",
+    "copy_into",
+    "gathered",
+    "join",
+    "original",
+    "spread",
+    "synchronising",
+    "trained",
+]
+
+# Others wait this long while the first process draws pictures and writes files.
+_PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process this is.
+
+    Attributes:
+        rank: Number among all processes.
+        local_rank: Number among those of this machine, and of its GPU.
+        size: Number of processes.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one process that writes, logs and draws."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait for all the others."""
+        if self.size > 1:
+            dist.all_reduce(torch.zeros(1))
+
+    def largest(self, number: int) -> int:
+        """Return the largest of the numbers of all processes, the same in all of them."""
+        if self.size == 1:
+            return number
+        value = torch.tensor(number)  # on the host: no GPU is waited for
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return int(value)
+
+
+@contextlib.contextmanager
+def join() -> Iterator[Ranks]:
+    """Join the processes that torchrun started, until the block ends; alone, do nothing.
+
+    Yields:
+        Which process this is.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or dist.is_initialized():
+        yield _present()
+        return
+    backend = "cpu:gloo"
+    if torch.cuda.is_available():
+        backend += ",cuda:nccl"
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield _present()
+    finally:
+        dist.destroy_process_group()
+
+
+def _present() -> Ranks:
+    if not dist.is_initialized():
+        return Ranks()
+    return Ranks(dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0")), dist.get_world_size())
+
+
+class _Call(nn.Module):
+    """Makes a method of a module its forward, which is what DDP and FSDP wrap."""
+
+    def __init__(self, module: nn.Module, method: str, plain: nn.Module) -> None:
+        super().__init__()
+        self.module, self.method = module, method
+        self.plain = (plain,)  # in a tuple: no part of this module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.module, self.method)(*args, **kwargs)
+
+
+def spread(
+    module: nn.Module,
+    ranks: Ranks,
+    *,
+    mode: str,
+    device: torch.device,
+    method: str = "forward",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """Let all processes train a module together; the optimizer takes the result's parameters.
+
+    Calling the result calls `method` of the module on this process's share of a batch. Backward
+    passes then leave gradients averaged over the processes. Under "fsdp" each process holds a share
+    of every tensor in a copy of the module, and the module itself is what the training loop fills
+    with the finished weights to draw pictures and to save.
+
+    Args:
+        module: What to train.
+        ranks: The processes.
+        mode: "ddp" gives every process the whole model, "fsdp" a share of it.
+        device: Where this process computes.
+        method: What calls go to.
+        dtype: Of parameters and activations under "fsdp", whose shares and sums stay float32.
+
+    Returns:
+        The module to call and to hand to `imagegen.training.train_loop`.
+
+    References:
+        Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB
+        2020, https://arxiv.org/abs/2006.15704
+        Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", VLDB 2023,
+        https://arxiv.org/abs/2304.11277
+    """
+    if ranks.size == 1:
+        return _Call(module.to(device), method, module)
+    if mode == "fsdp":
+        return _Call(
+            _shard(copy.deepcopy(module).to(device), device, method, dtype), method, module
+        )
+    if device.type == "cuda":
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    called = _Call(module.to(device), method, module)
+    return DistributedDataParallel(
+        called,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # quantizers keep theirs equal; each pass would overwrite them
+        gradient_as_bucket_view=True,
+    )
+
+
+def _shard(module: nn.Module, device: torch.device, method: str, dtype: torch.dtype) -> nn.Module:
+    """Divide a module over all processes, blocks of layers one by one."""
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    half = dtype if dtype != torch.float32 else None
+    policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    for block in (block for blocks in lists for block in blocks):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    if method != "forward":
+        register_fsdp_forward_method(module, method)
+    return module
+
+
+def trained(module: nn.Module) -> nn.Module:
+    """Return the module that holds the parameters of what `spread` gave, or the module itself."""
+    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    return inner.module if isinstance(inner, _Call) else inner
+
+
+def original(module: nn.Module) -> nn.Module:
+    """Return the module that `spread` was given; under "fsdp" it keeps the weights of the start."""
+    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    return inner.plain[0] if isinstance(inner, _Call) else inner
+
+
+@contextlib.contextmanager
+def synchronising(modules: Iterable[nn.Module], wanted: bool) -> Iterator[None]:
+    """Say whether backward passes in the block average gradients: the last of a step's suffices."""
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            if isinstance(module, DistributedDataParallel) and not wanted:
+                stack.enter_context(module.no_sync())
+            inner = trained(module)
+            if hasattr(inner, "set_requires_gradient_sync"):
+                inner.set_requires_gradient_sync(wanted)
+        yield
+
+
+def average_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes; alone, the tensor itself."""
+    if not dist.is_initialized():
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Return a tensor whole: for a divided one, all processes must ask at once."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def copy_into(target: Tensor, whole: Tensor) -> None:
+    """Write a whole tensor into one that may be divided: each process takes its share."""
+    if isinstance(target, DTensor):
+        whole = whole.to(target.device, target.dtype)
+        mesh, placements = target.device_mesh, target.placements
+        share = distribute_tensor(whole, mesh, placements, src_data_rank=None)
+        target.to_local().copy_(share.to_local())
+    else:
+        target.copy_(whole)

@@ -1,0 +1,76 @@
+"""Stops a training that diverges before it spoils the last good checkpoint."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from imagegen.checkpointing import checkpoints
+from imagegen.runs import Run
+from imagegen.settings import StageConfig
+from rqtoolkit.errors import DataError
+
+__all__ = ["DivergenceGuard"]
+
+
+class DivergenceGuard:
+    """Watches the loss and the gradient norms of every step.
+
+    A GPU works behind the program that feeds it, and must not wait. So a step is judged when the
+    next one has been handed over, and at once only before its state is logged or saved.
+
+    Args:
+        run: For the message.
+        stage: 1 or 2.
+        config: Limits beyond which loss or norm end the run; numbers that are not finite always do.
+    """
+
+    def __init__(self, run: Run, stage: int, config: StageConfig) -> None:
+        self.run, self.stage = run, stage
+        self.loss_limit, self.gradient_limit = config.loss_limit, config.gradient_limit
+        self.waiting: tuple[int, list[str], Tensor] | None = None
+
+    def watch(self, step: int, loss: Tensor, norms: Mapping[str, Tensor]) -> None:
+        """Take in a step and judge the one before it.
+
+        Args:
+            step: Steps done.
+            loss: Scalar, the same in every process.
+            norms: Norm of each model's gradients by its name, likewise.
+
+        Raises:
+            DataError: If the step before diverged.
+        """
+        self.judge()
+        names = ["loss", *(f"gradient norm of the {name}" for name in norms)]
+        values = [loss, *(norm.to(loss.device) for norm in norms.values())]
+        self.waiting = step, names, torch.stack([value.float() for value in values])
+        if loss.device.type == "cpu":
+            self.judge()
+
+    def judge(self) -> None:
+        """Judge the last step taken in.
+
+        Raises:
+            DataError: If it diverged.
+        """
+        if self.waiting is None:
+            return
+        step, names, values = self.waiting
+        self.waiting = None
+        for name, value in zip(names, values.tolist(), strict=True):
+            limit = self.loss_limit if name == "loss" else self.gradient_limit
+            if not math.isfinite(value) or (limit is not None and value > limit):
+                self._stop(step, name, value, limit)
+
+    def _stop(self, step: int, name: str, value: float, limit: float | None) -> None:
+        found, stage = checkpoints(self.run, self.stage), f"stage{self.stage}"
+        good = found[-1].name if found else "none was written yet"
+        kind = f"{stage}.{'loss' if name == 'loss' else 'gradient'}_limit"
+        over = "" if limit is None or not math.isfinite(value) else f", over {kind}={limit:g}"
+        raise DataError(
+            f"train: stage {self.stage} of {self.run.path} diverged; got a {name} of {value:g} at "
+            f"step {step}{over}. Lower {stage}.learning_rate or {stage}.clip_norm, or lengthen "
+            f"{stage}.warmup_steps, in a new run. Last good checkpoint: {good}."
+        )
