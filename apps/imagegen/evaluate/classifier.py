@@ -42,6 +42,9 @@ class Classifier(nn.Module):
         name: What scores on its features are called.
     """
 
+    dim = FEATURES
+    resize = "none: looks at images of the run's own size"
+
     def __init__(
         self, *, channels: int, resolution: int, num_classes: int, name: str = VERSION
     ) -> None:
@@ -94,6 +97,12 @@ class Classifier(nn.Module):
         """Return the most likely class of each row of features, shape (N,), int64."""
         logits = self.head(torch.from_numpy(features).to(self.head.weight.device))
         return logits.argmax(1).cpu().numpy()
+
+    @torch.no_grad()
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Return class probabilities of each row of features, shape (N, num_classes), float64."""
+        logits = self.head(torch.from_numpy(features).to(self.head.weight.device))
+        return logits.double().softmax(1).cpu().numpy()
 
     @property
     def sha256(self) -> str:

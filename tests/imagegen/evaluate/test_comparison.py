@@ -1,4 +1,4 @@
-"""The protocol as a whole, on real digits and a classifier of a few seconds."""
+"""The comparison table as a whole, on real digits and a classifier of a few seconds."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 from imagegen.data import load_images
 from imagegen.evaluate import classifier, evaluate_samples, train_classifier
-from imagegen.evaluate.protocol import class_means, matching_subset
+from imagegen.evaluate.comparison import class_means, matching_subset
 from imagegen.images import ImageSet
 from rqtoolkit.errors import DataError, ShapeError
 
