@@ -5,7 +5,6 @@ is one of the seed and of its number in the whole training. Neither knows of wor
 resumption, so none of these can change what a model is trained on.
 """
 
-import logging
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from imagegen.data.broken import check_broken, warn_broken
 from imagegen.images import ImageData, ImageSet, UnreadableImageError
 from rqtoolkit.errors import ArtifactError, ConfigError, RQToolkitError
 
@@ -27,11 +27,8 @@ __all__ = [
     "TextEncoder",
     "batch_rows",
     "batches",
-    "check_broken",
     "read_tasks",
 ]
-
-_log = logging.getLogger("imagegen.data")
 
 
 class TextEncoder(Protocol):
@@ -209,28 +206,11 @@ def read_tasks(
     for batch in results:
         if isinstance(batch, RQToolkitError):
             raise batch
-        for name in batch.broken:
-            if name not in broken:
-                _log.warning("skipped an image that cannot be read: %s", name)
-                broken[name] = None
+        fresh = [name for name in batch.broken if name not in broken]
+        broken.update(dict.fromkeys(fresh))
         check_broken(list(broken), data.skippable, len(data))
+        warn_broken(fresh)
         yield batch
-
-
-def check_broken(broken: Sequence[str], skippable: int, total: int) -> None:
-    """Refuse a set once more of its images are broken than may be skipped.
-
-    Raises:
-        ArtifactError: If there are more; the first few are named.
-    """
-    if len(broken) <= skippable:
-        return
-    others = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-    raise ArtifactError(
-        f"data: {'; '.join(broken[:3])}{others} cannot be read as images; got {len(broken)} broken "
-        f"of {total}, over the {skippable} that may be skipped. Mend or remove them, or raise "
-        f"data.corrupt."
-    )
 
 
 class _Reader(Dataset):

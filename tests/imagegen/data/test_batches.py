@@ -178,14 +178,14 @@ def test_broken_images_are_named_and_replaced_by_the_next_that_can_be_read(caplo
 def test_too_many_broken_images_are_refused(workers):
     data = Faulty(30, frozenset({2, 9, 11, 20}), 3)
     message = (
-        r"image \d+; image \d+; image \d+ and 1 more cannot be read as images; got 4 broken of"
+        r"image \d+; image \d+; image \d+ and 1 more cannot be read as an image; got 4 broken"
     )
     with pytest.raises(ArtifactError, match=message):
         list(batches(data, batch_size=10, steps=3, seed=0, workers=workers))
-    with pytest.raises(ArtifactError, match="got 1 broken of 3, over the 0 that may be skipped"):
+    with pytest.raises(ArtifactError, match="got 1 broken of 3, where 0 may be skipped"):
         list(batches(Faulty(3, frozenset({0, 1, 2})), batch_size=1, steps=1, seed=0))
 
 
 def test_batches_that_cannot_be_divided_are_refused():
-    with pytest.raises(ConfigError, match="batch_size=10 must divide .* got 2 x 3. Choose a mult"):
+    with pytest.raises(ConfigError, match=r"batch_size=10 must divide .* got 2 x 3. Choose a mult"):
         next(batches(memory_set(4), batch_size=10, steps=1, seed=0, ranks=2, accumulate=3))
