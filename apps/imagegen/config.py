@@ -197,6 +197,12 @@ def _check_together(config: Config, name: str) -> None:
                 f"config {name}: sampling.{key}={list(setting)} must hold one number a level; got "
                 f"{len(setting)} for quantizer.depth={depth}. Write one number, or {depth}."
             )
+    sizes = config.quantizer.codebook_size
+    if isinstance(sizes, tuple) and len(sizes) != config.quantizer.depth:
+        raise ConfigError(
+            f"config {name}: quantizer.codebook_size={list(sizes)} must hold one number a level; "
+            f"got {len(sizes)} for depth={config.quantizer.depth}. Write one number for all."
+        )
     guided = config.sampling.cfg_scale != 1.0
     if guided and config.transformer.label_dropout == 0.0:
         raise ConfigError(

@@ -96,10 +96,13 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """Arguments of `rqtoolkit.ResidualQuantizer`; its dim follows from the autoencoder."""
+    """Arguments of `rqtoolkit.ResidualQuantizer`; its dim follows from the autoencoder.
+
+    `codebook_size` is one number for all levels, or a list with one a level.
+    """
 
     depth: int = _in(4, 1, 64)
-    codebook_size: int = _in(16384, 2)
+    codebook_size: int | tuple[int, ...] = _in(16384, 2)
     shared_codebook: bool = True
     update: str = _one_of("ema", "gradient")
     decay: float = _in(0.99, 0.0, 0.99999)

@@ -4,6 +4,7 @@ import typer
 
 from imagegen.cli.demo import demo
 from imagegen.cli.evaluate import evaluate, reconstruct
+from imagegen.cli.release import export_command, import_command
 from imagegen.cli.sample import sample
 from imagegen.cli.train import train
 
@@ -16,3 +17,5 @@ app = typer.Typer(
 
 for command in (train, sample, evaluate, reconstruct):
     app.command()(command)
+app.command("import")(import_command)
+app.command("export")(export_command)
