@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from imagegen.images import ImageSet
-from imagegen.settings import Config
+from imagegen.settings import Config, StageConfig
 from imagegen.stage1 import build_autoencoder
 from imagegen.stage2 import build_transformer
 from rqtoolkit.errors import ConfigError, ShapeError
@@ -14,7 +14,12 @@ __all__ = ["check_training"]
 
 
 def check_training(
-    config: Config, train: ImageSet, held_out: ImageSet, *, stages: Sequence[int] = (1, 2)
+    config: Config,
+    train: ImageSet,
+    held_out: ImageSet,
+    *,
+    stages: Sequence[int] = (1, 2),
+    processes: int = 1,
 ) -> None:
     """Refuse a configuration that cannot train on these images.
 
@@ -25,6 +30,7 @@ def check_training(
         train: Images to learn from.
         held_out: Images to measure on.
         stages: Stages that are going to be trained.
+        processes: Processes that share each batch.
 
     Raises:
         ConfigError: If sizes do not fit each other or the images.
@@ -35,6 +41,8 @@ def check_training(
             f"train: training and held-out images must have the same channels; got "
             f"{train.channels} and {held_out.channels}. Convert one of the two."
         )
+    for stage in stages:
+        _check_batch(f"stage{stage}", getattr(config, f"stage{stage}"), processes)
     dropout = config.transformer.label_dropout
     if dropout and train.num_classes is None:
         raise ConfigError(
@@ -52,4 +60,13 @@ def check_training(
         raise ConfigError(
             f"train: autoencoder.attention={list(sizes.attention)} names resolutions that do not "
             f"occur: {absent}; got levels of {levels}. Choose among those, or set it to []."
+        )
+
+
+def _check_batch(name: str, config: StageConfig, processes: int) -> None:
+    parts = config.accumulate * processes
+    if config.batch_size % parts:
+        raise ConfigError(
+            f"train: {name}.batch_size={config.batch_size} must divide by {name}.accumulate times "
+            f"processes; got {config.accumulate} × {processes}. Choose a multiple of {parts}."
         )

@@ -6,18 +6,26 @@ One process is the case of a group of one: nothing here then talks to anybody.
 import contextlib
 import copy
 import os
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+
+from rqtoolkit.errors import RQToolkitError
 
 __all__ = [
     "Ranks",
@@ -30,6 +38,8 @@ __all__ = [
     "synchronising",
     "trained",
 ]
+
+Result = TypeVar("Result")
 
 # Others wait this long while the first process draws pictures and writes files.
 _PATIENCE = timedelta(hours=2)
@@ -67,6 +77,28 @@ class Ranks:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return int(value)
 
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do work in every process, or in none: an error of one ends all, and is told once.
+
+        Returns:
+            What `work` returned in this process.
+
+        Raises:
+            RQToolkitError: If `work` did, in the first process of those where it failed.
+            SystemExit: In the others, with code 2.
+        """
+        result, error = None, None
+        try:
+            result = work()
+        except RQToolkitError as raised:
+            error = raised
+        failed = self.size - self.largest(0 if error is None else self.size - self.rank)
+        if failed == self.size:
+            return cast(Result, result)
+        if error is not None and failed == self.rank:
+            raise error
+        raise SystemExit(2)
+
 
 @contextlib.contextmanager
 def join() -> Iterator[Ranks]:
@@ -79,15 +111,18 @@ def join() -> Iterator[Ranks]:
     if size == 1 or dist.is_initialized():
         yield _present()
         return
-    backend = "cpu:gloo"
+    backend = "gloo"
     if torch.cuda.is_available():
-        backend += ",cuda:nccl"
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group(backend, timeout=_PATIENCE)
-    try:
-        yield _present()
-    finally:
-        dist.destroy_process_group()
+    with warnings.catch_warnings():
+        # Of convolutions with one channel, where the strides that differ are never used.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
+        try:
+            yield _present()
+        finally:
+            dist.destroy_process_group()
 
 
 def _present() -> Ranks:
@@ -150,12 +185,15 @@ def spread(
     if device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     called = _Call(module.to(device), method, module)
-    return DistributedDataParallel(
-        called,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # quantizers keep theirs equal; each pass would overwrite them
-        gradient_as_bucket_view=True,
-    )
+    with warnings.catch_warnings():
+        # The successor that newer versions of torch name is not in those before.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated", FutureWarning)
+        return DistributedDataParallel(
+            called,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # quantizers keep theirs equal; each pass would overwrite them
+            gradient_as_bucket_view=True,
+        )
 
 
 def _shard(module: nn.Module, device: torch.device, method: str, dtype: torch.dtype) -> nn.Module:
@@ -192,7 +230,7 @@ def synchronising(modules: Iterable[nn.Module], wanted: bool) -> Iterator[None]:
             if isinstance(module, DistributedDataParallel) and not wanted:
                 stack.enter_context(module.no_sync())
             inner = trained(module)
-            if hasattr(inner, "set_requires_gradient_sync"):
+            if isinstance(inner, FSDPModule):
                 inner.set_requires_gradient_sync(wanted)
         yield
 

@@ -12,6 +12,7 @@ from imagegen.autoencoder import RQVAE
 from imagegen.checks import check_training
 from imagegen.config import change_sampling
 from imagegen.data import ImageSet, load_images
+from imagegen.distributed import join
 from imagegen.pictures import save_grid
 from imagegen.readers import fit_images, read_folder, read_npz
 from imagegen.reconstruct import encode_images, reconstruct, reconstruction_errors
@@ -83,6 +84,8 @@ def train_run(
 ) -> Run:
     """Train one or both stages of a configuration in a run folder.
 
+    Under torchrun, every process calls this and takes its share; the first alone writes.
+
     Args:
         config: What to train.
         path: Folder of the run.
@@ -100,20 +103,30 @@ def train_run(
         DataError: If the images are not those the run began with, or the loss is no longer finite.
         ShapeError: If training and held-out images have different channels.
     """
-    run = Run.check(path, config, resume=resume, replace=replace)
-    if 1 not in stages:
-        run.require(run.autoencoder_path, 1)
-    train, held_out = load_run_images(config, progress)
-    check_training(config, train, held_out, stages=stages)
-    if not replace:
-        check_split(path, train, held_out)
-    run = Run.create(path, config, resume=resume, replace=replace)
-    write_split(path, train, held_out)
-    if 1 in stages:
-        train_stage1(run, train, held_out, progress=progress)
-    if 2 in stages:
-        autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
-        train_stage2(run, autoencoder, train, held_out, progress=progress)
+
+    def prepare() -> tuple[ImageSet, ImageSet]:
+        run = Run.check(path, config, resume=resume, replace=replace)
+        if 1 not in stages:
+            run.require(run.autoencoder_path, 1)
+        train, held_out = load_run_images(config, shown)
+        check_training(config, train, held_out, stages=stages, processes=ranks.size)
+        if not replace:
+            check_split(path, train, held_out)
+        return train, held_out
+
+    with join() as ranks:
+        shown = progress if ranks.main else None
+        train, held_out = ranks.together(prepare)
+        if ranks.main:
+            Run.create(path, config, resume=resume, replace=replace)
+            write_split(path, train, held_out)
+        ranks.wait()
+        run = Run(Path(path), config, ranks)
+        if 1 in stages:
+            train_stage1(run, train, held_out, progress=shown)
+        if 2 in stages:
+            autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
+            train_stage2(run, autoencoder, train, held_out, progress=shown)
     return run
 
 

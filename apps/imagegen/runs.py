@@ -24,6 +24,30 @@ from rqtoolkit.io.atomic import atomic_path
 
 __all__ = ["Run", "deferred_interrupt", "interruption", "resolve_device"]
 
+# Settings that change no result, or only its rounding: a run may go on with others.
+_FREE = (
+    {"name", "device", "parallel", "tensorboard", "wandb", "data.path", "data.workers"}
+    | {
+        "stage1.perceptual.vgg",  # the checksums of these files must not change, see stage1
+        "stage1.perceptual.heads",
+        "stage1.channels_last",
+        "stage1.checkpointing",
+        "stage2.checkpointing",
+    }
+    | {
+        f"{stage}.{name}"
+        for stage in ("stage1", "stage2")
+        for name in (
+            "loss_limit",
+            "gradient_limit",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "sample_every",
+        )
+    }
+)
+
 
 class Run:
     """A training run on disk.
@@ -33,6 +57,7 @@ class Run:
         config: Its resolved configuration.
         ranks: Which of several processes this is; the first alone writes.
         device: Where its models live.
+        cache: Folder of `imagegen.code_cache`, where the configuration asks for one.
         autoencoder_path: Finished RQ-VAE, an artifact of `imagegen.autoencoder.RQVAE`.
         transformer_path: Finished RQ-Transformer, an artifact of `rqtoolkit.RQTransformer`.
     """
@@ -42,6 +67,7 @@ class Run:
         self.ranks = ranks or Ranks()
         self.device = resolve_device(config.device, self.ranks.local_rank)
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
+        self.cache = path / "cache"
         self.metrics_path = path / "metrics.jsonl"
         self.autoencoder_path = self.checkpoints / "rqvae.safetensors"
         self.transformer_path = self.checkpoints / "rqtransformer.safetensors"
@@ -64,7 +90,7 @@ class Run:
         run = cls.check(path, config, resume=resume, replace=replace)
         existing = run.path / "config.yaml"
         if replace and existing.exists():
-            for folder in (run.checkpoints, run.samples):
+            for folder in (run.checkpoints, run.samples, run.cache):
                 shutil.rmtree(folder, ignore_errors=True)
             for name in ("split.json", "metrics.jsonl", "metrics.json", "report.html"):
                 (run.path / name).unlink(missing_ok=True)
@@ -80,7 +106,8 @@ class Run:
     ) -> "Run":
         """Return the run that `create` would make, and leave the disk as it is.
 
-        Where the images lie and the device may change between a run and its resumption.
+        What changes no result may change between a run and its resumption: where the images lie,
+        the device, how often to report and save, limits, and how processes share the work.
 
         Args:
             path: Folder of the run.
@@ -100,10 +127,11 @@ class Run:
                     f"run: {path} holds a run already; got no --resume. Pass --resume to go on "
                     f"with it, or choose another folder."
                 )
-            if not replace and _essence(load_config(existing)) != _essence(config):
+            changed = [] if replace else _changes(load_config(existing), config)
+            if changed:
                 raise ConfigError(
-                    f"run: {path} was started with another configuration; got one that differs "
-                    f"from its config.yaml. Resume with {existing}, or choose another folder."
+                    f"run: {path} was started with another configuration; got "
+                    f"{'; '.join(changed)}. Resume with {existing}, or choose another folder."
                 )
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(
@@ -182,11 +210,23 @@ class Run:
                 temporary.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
 
 
-def _essence(config: Config) -> Config:
-    """Return a configuration without what does not change a run's results: device and path."""
-    return dataclasses.replace(
-        config, device="auto", data=dataclasses.replace(config.data, path=None)
-    )
+def _changes(before: Config, now: Config) -> list[str]:
+    """Return how a configuration differs from a run's own, but for what changes no result."""
+    old, new = _settings(before), _settings(now)
+    return [
+        f"{name}={new[name]!r}, it had {old[name]!r}"
+        for name in old
+        if old[name] != new[name] and name not in _FREE
+    ]
+
+
+def _settings(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return every setting by its dotted name."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        found |= _settings(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return found
 
 
 def resolve_device(name: str, number: int = 0) -> torch.device:
@@ -220,7 +260,8 @@ def deferred_interrupt() -> Iterator[Callable[[], int]]:
         yield lambda: 0
         return
     came: list[int] = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held: tuple[int, int] = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in held}
 
     def hold(number: int, _frame: Any) -> None:
         if number == signal.SIGINT and number in came:
