@@ -6,7 +6,7 @@ import torch
 
 from imagegen.images import ImageSet
 from imagegen.settings import Config, StageConfig
-from imagegen.stage1 import build_autoencoder
+from imagegen.stage1 import build_autoencoder, build_discriminator, check_perceptual
 from imagegen.stage2 import build_transformer
 from rqtoolkit.errors import ConfigError, ShapeError
 
@@ -51,8 +51,11 @@ def check_training(
         )
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         autoencoder = build_autoencoder(config, image_channels=train.channels)
+        build_discriminator(config, image_channels=train.channels)
         if autoencoder.quantizes or 2 in stages:
             build_transformer(config, autoencoder, train.num_classes)
+    if 1 in stages:
+        check_perceptual(config)
     sizes = config.autoencoder
     levels = [config.data.resolution // 2**level for level in range(len(sizes.multipliers))]
     absent = [side for side in sizes.attention if side not in levels]

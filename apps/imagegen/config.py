@@ -67,10 +67,18 @@ def load_config(source: str | Path, *, overrides: dict[str, Any] | None = None) 
     config = _build(Config, tree, f"config {path.name}", "")
     assert isinstance(config, Config)
     _check_together(config, path.name)
-    if config.data.path is None:
-        return config
-    absolute = str(Path(config.data.path).expanduser().absolute())
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=absolute))
+    data = dataclasses.replace(config.data, path=_absolute(config.data.path))
+    perceptual = dataclasses.replace(
+        config.stage1.perceptual,
+        vgg=_absolute(config.stage1.perceptual.vgg),
+        heads=_absolute(config.stage1.perceptual.heads),
+    )
+    stage1 = dataclasses.replace(config.stage1, perceptual=perceptual)
+    return dataclasses.replace(config, data=data, stage1=stage1)
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())
 
 
 def change_sampling(config: Config, changes: dict[str, Any]) -> SamplingConfig:

@@ -1,8 +1,10 @@
 """Stage 1: train the RQ-VAE on images."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,18 +12,24 @@ from torch import Tensor
 
 from imagegen.autoencoder import RQVAE
 from imagegen.bottlenecks import build_bottleneck
+from imagegen.convolutions import set_checkpointing
 from imagegen.data import Batch, ImageSet, batches, to_float
-from imagegen.distributed import spread
-from imagegen.losses import generator_loss
+from imagegen.discriminator import PatchDiscriminator
+from imagegen.distributed import average_over_ranks, original, spread
+from imagegen.losses import AdaptiveWeight
+from imagegen.perceptual import Perceptual, load_perceptual
 from imagegen.pictures import save_grid
 from imagegen.reconstruct import reconstruct, reconstruction_errors
 from imagegen.runs import Run
 from imagegen.settings import Config
 from imagegen.shifts import draw_shifts, shift_images
+from imagegen.stage1_step import Adversary, Stage1Step
 from imagegen.training import step_seed, train_loop
-from rqtoolkit.functional.progress import Progress
+from rqtoolkit.errors import ConfigError
+from rqtoolkit.functional.progress import Progress, report
+from rqtoolkit.io.atomic import atomic_path
 
-__all__ = ["build_autoencoder", "train_stage1"]
+__all__ = ["build_autoencoder", "build_discriminator", "check_perceptual", "train_stage1"]
 
 
 def build_autoencoder(config: Config, *, image_channels: int) -> RQVAE:
@@ -33,6 +41,41 @@ def build_autoencoder(config: Config, *, image_channels: int) -> RQVAE:
     return RQVAE(
         bottleneck, resolution=config.data.resolution, image_channels=image_channels, **sizes
     )
+
+
+def build_discriminator(config: Config, *, image_channels: int) -> PatchDiscriminator | None:
+    """Build the discriminator a configuration describes, None where its weight is 0."""
+    settings = config.stage1.discriminator
+    if not settings.weight:
+        return None
+    return PatchDiscriminator(
+        image_channels=image_channels,
+        channels=settings.channels,
+        layers=settings.layers,
+        resolution=config.data.resolution,
+    )
+
+
+def check_perceptual(config: Config) -> None:
+    """Refuse LPIPS without its two files, or on images too small for it.
+
+    Raises:
+        ConfigError: If it is asked for and cannot be had.
+    """
+    settings = config.stage1.perceptual
+    if not settings.weight:
+        return
+    for name, path in (("vgg", settings.vgg), ("heads", settings.heads)):
+        if path is None or not Path(path).is_file():
+            raise ConfigError(
+                f"train: stage1.perceptual.{name}={path} must be a file of weights; got none. Name "
+                f"torchvision's VGG16 and LPIPS's heads, or set stage1.perceptual.weight to 0."
+            )
+    if config.data.resolution < 16:
+        raise ConfigError(
+            f"train: stage1.perceptual.weight={settings.weight} needs images of 16 pixels at "
+            f"least; got data.resolution={config.data.resolution}. Set it to 0."
+        )
 
 
 def train_stage1(
@@ -51,17 +94,31 @@ def train_stage1(
 
     Raises:
         DataError: If the loss is no longer finite.
+        ArtifactError: If the weights of LPIPS are not what they should be.
     """
     config, seed, device = run.config.stage1, run.config.seed, run.device
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_seed(seed, 1))
         model = build_autoencoder(run.config, image_channels=train.channels)
-    trained = spread(model, run.ranks, mode="ddp", device=device)
-    optimizer = torch.optim.Adam(
-        trained.parameters(), config.learning_rate, config.betas, weight_decay=config.weight_decay
-    )
-    half = run.config.dtype == "bfloat16"
-    weights = {"commitment": config.commitment_weight, "codebook": 1.0, "kl": config.kl_weight}
+        discriminator = build_discriminator(run.config, image_channels=train.channels)
+    set_checkpointing(model, config.checkpointing)
+    plain = {"autoencoder": model, "discriminator": discriminator}
+    models = {
+        name: spread(module.to(memory_format=layout), run.ranks, mode="ddp", device=device)  # type: ignore[call-overload]
+        for name, module in plain.items()
+        if module is not None
+    }
+    optimizers = {
+        name: torch.optim.Adam(
+            module.parameters(),
+            config.learning_rate,
+            config.betas,
+            weight_decay=config.weight_decay,
+        )
+        for name, module in models.items()
+    }
+    work = _build_step(run, models, progress)
 
     def compute(
         step: int, batch: Batch, *, share: float
@@ -70,18 +127,7 @@ def train_stage1(
             batch.rows, config.shift, unmoved=0.0, seed=step_seed(seed, 1, step, 1)
         )
         images = shift_images(to_float(batch.images).to(device), shifts, config.shift)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            output = trained(images)
-        loss, parts = generator_loss(output, images, weights=weights)
-        (share * loss).backward()
-
-        def figures() -> dict[str, Any]:
-            plain = {name: part.item() for name, part in parts.items()}
-            if output.stats is None:
-                return plain
-            return {**plain, "usage": output.stats.usage, "perplexity": output.stats.perplexity}
-
-        return loss.detach(), figures
+        return work(images.contiguous(memory_format=layout), step, share=share)
 
     def read(start: int) -> Iterator[Batch]:
         return batches(
@@ -107,8 +153,8 @@ def train_stage1(
         run,
         stage=1,
         config=config,
-        models={"autoencoder": trained},
-        optimizers={"autoencoder": optimizer},
+        models=models,
+        optimizers=optimizers,
         compute=compute,
         observe=observe,
         finish=lambda: model.save(run.autoencoder_path),
@@ -116,3 +162,58 @@ def train_stage1(
         progress=progress,
     )
     return RQVAE.load(run.autoencoder_path, device)
+
+
+def _build_step(
+    run: Run, models: dict[str, torch.nn.Module], progress: Progress | None
+) -> Stage1Step:
+    """Put together the networks and weights of the losses that a configuration names."""
+    config = run.config.stage1
+    dtype = getattr(torch, run.config.dtype)
+    autoencoder = cast(RQVAE, original(models["autoencoder"]))
+    adversary = None
+    if "discriminator" in models:
+        settings = dataclasses.asdict(config.discriminator)
+        del settings["channels"], settings["layers"]
+        adversary = Adversary(
+            models["discriminator"],
+            AdaptiveWeight(autoencoder.decoder.conv_out, average=average_over_ranks),
+            averages=cast(PatchDiscriminator, original(models["discriminator"])).averages,
+            average=average_over_ranks,
+            dtype=dtype,
+            **settings,
+        )
+    return Stage1Step(
+        models["autoencoder"],
+        bottleneck_weights={
+            "commitment": config.commitment_weight,
+            "codebook": 1.0,  # as in VQ-VAE; 0 anyway where moving averages move the codebooks
+            "kl": config.kl_weight,
+        },
+        perceptual=_load_perceptual(run, dtype, progress) if config.perceptual.weight else None,
+        perceptual_weight=config.perceptual.weight,
+        adversary=adversary,
+        dtype=dtype,
+    )
+
+
+def _load_perceptual(run: Run, dtype: torch.dtype, progress: Progress | None) -> Perceptual:
+    """Read LPIPS, show the checksums of its files and keep them in the run."""
+    settings = run.config.stage1.perceptual
+    assert settings.vgg is not None
+    assert settings.heads is not None
+    perceptual = load_perceptual(settings.vgg, settings.heads, run.device, dtype=dtype)
+    if run.ranks.main:
+        for file in perceptual.files:
+            report(progress, f"LPIPS: {file}", 1, 1)
+        record = [{**dataclasses.asdict(f), "known_as": f.known_as} for f in perceptual.files]
+        path = run.path / "perceptual.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else record
+        if [file["sha256"] for file in before] != [file["sha256"] for file in record]:
+            raise ConfigError(
+                f"train: {run.path} was started with other weights of LPIPS; got checksums that "
+                f"differ from those in {path}. Name the files it was started with."
+            )
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return perceptual
