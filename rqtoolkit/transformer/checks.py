@@ -3,23 +3,53 @@
 Checks of values wait for the device once; under `torch.compile` they are left out.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
 from rqtoolkit.functional.arguments import check_count
+from rqtoolkit.functional.soft_targets import SoftTargets
+
+if TYPE_CHECKING:
+    from rqtoolkit.transformer.model import RQTransformer
 
 __all__ = [
     "check_codes",
-    "check_condition",
+    "check_generator",
+    "check_inputs",
     "check_integers",
     "check_lengths",
     "check_positions",
     "check_range",
     "check_targets",
 ]
+
+
+def check_inputs(
+    model: RQTransformer, where: str, codes: Tensor, cond: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check what a model is fed.
+
+    Returns:
+        Codes (B, T, depth), 0 in padding; rows (B, n) of the condition table; and which positions
+        are real (B, T), or None without lengths.
+    """
+    check_codes(where, codes, positions=model.positions, sizes=model.codebook_sizes)
+    batch = codes.shape[0]
+    codes = codes.long().flatten(1, -2)
+    real = None
+    if lengths is not None:
+        axes, longest = len(model.positions), codes.shape[1]
+        lengths = check_lengths(where, lengths, axes=axes, batch=batch, longest=longest)
+        real = torch.arange(longest, device=codes.device) < lengths.unsqueeze(1)
+        codes = codes.masked_fill(~real.unsqueeze(-1), 0)
+    check_range(where, codes, model.codebook_sizes)
+    return codes, model.condition.rows(where, cond, batch), real
 
 
 def check_positions(where: str, positions: int | Sequence[int]) -> tuple[int, ...]:
@@ -93,48 +123,36 @@ def check_range(where: str, codes: Tensor, sizes: tuple[int, ...]) -> None:
         )
 
 
-def check_condition(
-    where: str, cond: Tensor | None, *, num_classes: int | None, batch: int
-) -> Tensor | None:
-    """Return class labels (batch, 1), int64, or None for a model without classes."""
-    if num_classes is None:
-        if cond is not None:
-            raise ConfigError(
-                f"{where}: cond was given but the model is unconditional (num_classes=None). "
-                "Leave cond out, or build the model with num_classes."
+def check_targets(
+    where: str, targets: Tensor | SoftTargets, shape: tuple[int, ...], sizes: tuple[int, ...]
+) -> None:
+    """Refuse soft targets that do not fit codes of `shape`; that they sum to one is not checked."""
+    if isinstance(targets, SoftTargets):
+        found = tuple(len(table) for table in targets.tables)
+        if found != sizes or targets.residuals.shape[:-1] != shape:
+            raise ShapeError(
+                f"{where}: targets must have residuals of shape {(*shape, 'code_dim')} and tables "
+                f"of sizes {sizes}; got {tuple(targets.residuals.shape)} and {found}."
             )
-        return None
-    if cond is None:
-        raise ConfigError(
-            f"{where}: cond is missing and the model has num_classes={num_classes}. "
-            f"Pass class labels of shape ({batch},)."
-        )
-    check_integers(where, "cond", cond)
-    if cond.shape not in {(batch,), (batch, 1)}:
+        return
+    if tuple(targets.shape) != (*shape, max(sizes)):
         raise ShapeError(
-            f"{where}: cond must have shape ({batch},) or ({batch}, 1); "
-            f"got shape {tuple(cond.shape)}."
-        )
-    cond = cond.long().view(batch, 1)
-    if not torch.compiler.is_compiling() and ((cond < 0) | (cond >= num_classes)).any():
-        raise DataError(
-            f"{where}: cond must lie in 0 to {num_classes - 1}; "
-            f"got {int(cond.min())} to {int(cond.max())}."
-        )
-    return cond
-
-
-def check_targets(where: str, targets: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse soft targets of another shape or of integers; that they sum to one is not checked."""
-    if tuple(targets.shape) != shape:
-        raise ShapeError(
-            f"{where}: targets must have shape {shape}, probabilities over the codes of each "
-            f"level; got shape {tuple(targets.shape)}."
+            f"{where}: targets must have shape {(*shape, max(sizes))}, probabilities over the "
+            f"codes of each level; got shape {tuple(targets.shape)}."
         )
     if not targets.is_floating_point():
         raise DataError(
             f"{where}: targets must be floating-point probabilities; got {targets.dtype}. "
             "Leave targets out to train on the codes themselves."
+        )
+
+
+def check_generator(where: str, generator: torch.Generator | None, device: torch.device) -> None:
+    """Refuse a generator of another kind of device than the model's."""
+    if generator is not None and generator.device.type != device.type:
+        raise ConfigError(
+            f"{where}: generator is on {generator.device} and the model on {device}. "
+            f"Make it with torch.Generator({device.type!r})."
         )
 
 

@@ -12,18 +12,17 @@ from torch import Tensor, nn
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.arguments import check_count, check_rate, check_sizes
 from rqtoolkit.functional.progress import Progress, report
+from rqtoolkit.functional.soft_targets import SoftTargets
 from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, write_artifact
-from rqtoolkit.transformer.checks import (
-    check_codes,
-    check_condition,
-    check_lengths,
-    check_positions,
-    check_range,
-    check_targets,
-)
+from rqtoolkit.transformer.checks import check_generator, check_inputs, check_positions
+from rqtoolkit.transformer.classifier import LevelClassifiers, SharedClassifier
+from rqtoolkit.transformer.conditioning import ConditionTable
 from rqtoolkit.transformer.embedding import CodeEmbedding
+from rqtoolkit.transformer.losses import LossTerms, compute_losses
+from rqtoolkit.transformer.passes import classify, modulating, run_body, run_depth
+from rqtoolkit.transformer.rotary import check_rotary
 from rqtoolkit.transformer.sampling import sampling_rules
-from rqtoolkit.transformer.stack import Stack
+from rqtoolkit.transformer.stack import Modulation, Stack
 from rqtoolkit.transformer.walk import Choose, walk_codes
 
 __all__ = ["RQTransformer"]
@@ -54,14 +53,27 @@ class RQTransformer(nn.Module):
         codebooks: Codewords as `ResidualQuantizer.codebooks` gives them, shape
             (depth or 1, codebook_size, code_dim). They are frozen, saved with the model, and stay
             float32 whatever the model is cast to. None learns embeddings of width dim.
-        num_classes: Classes to condition on; None is an unconditional model.
-        label_dropout: Chance of training a sequence without its class. Over 0 it adds the null
-            class that guidance (`cfg_scale`) needs. Drawn from torch's default generator, as
-            dropout is.
+        num_classes: Classes to condition on.
+        label_dropout: Chance of training a sequence without its class or text. Over 0 it adds the
+            null condition that guidance (`cfg_scale`) needs. Drawn from torch's default generator,
+            as dropout is.
         dropout: Residual dropout.
+        text_length: Tokens of a text to condition on. The model then also predicts each next token
+            of the text, with a classifier of its own.
+        text_vocab: Entries of the text's vocabulary.
+        text_weight: Share of the text in the loss.
+        classifier_per_level: A last linear map for each level in place of a shared one.
+        shared_embeddings: Without codebooks, learn one table for all levels in place of one each.
+        partial_sums: Show the depth transformer the sums S_td, as above; False, the last codeword
+            alone.
+        rotary: Rotary positions in the body, axial on a grid, beside the learned ones
+            (`rqtoolkit.transformer.rotary`). This and what follows go beyond the paper.
+        qk_norm: Normalised queries and keys (`CausalSelfAttention`).
+        adaln: The class, besides coming first, modulates every block (`Modulation`).
+        swiglu: SwiGLU perceptrons of about the same size (`GatedLinear`).
 
     Raises:
-        ConfigError: If an argument is out of its range.
+        ConfigError: If an argument is out of its range, or two do not go together.
         ShapeError: If codebooks do not fit depth and codebook_size.
 
     Example:
@@ -91,191 +103,182 @@ class RQTransformer(nn.Module):
         num_classes: int | None = None,
         label_dropout: float = 0.0,
         dropout: float = 0.1,
+        text_length: int | None = None,
+        text_vocab: int | None = None,
+        text_weight: float = 0.1,
+        classifier_per_level: bool = False,
+        shared_embeddings: bool = False,
+        partial_sums: bool = True,
+        rotary: bool = False,
+        qk_norm: bool = False,
+        adaln: bool = False,
+        swiglu: bool = False,
     ) -> None:
+        # What `save` writes beside the weights; the codebooks are one of them.
+        known = locals()
+        arguments = {k: known[k] for k in known if k not in {"self", "codebooks", "__class__"}}
         super().__init__()
         where = "RQTransformer"
+        for name in ("depth", "dim", "body_layers", "depth_layers", "num_heads", "num_classes"):
+            if arguments[name] is not None:
+                arguments[name] = check_count(where, name, arguments[name])
+        for name in ("dropout", "text_weight"):
+            arguments[name] = check_rate(where, name, arguments[name])
         self.positions = check_positions(where, positions)
-        self.depth = check_count(where, "depth", depth)
-        self.codebook_sizes = check_sizes(where, codebook_size, self.depth)
-        self.dim = check_count(where, "dim", dim)
-        if dim % check_count(where, "num_heads", num_heads):
+        self.codebook_sizes = check_sizes(where, codebook_size, depth)
+        if dim % num_heads:
             raise ConfigError(
                 f"{where}: num_heads={num_heads} must divide dim; got dim={dim}. Change either."
             )
-        self.num_classes = None
-        if num_classes is not None:
-            self.num_classes = check_count(where, "num_classes", num_classes)
-        self.label_dropout = check_rate(where, "label_dropout", label_dropout)
-        if num_classes is None and label_dropout > 0:
+        if adaln and num_classes is None:
             raise ConfigError(
-                f"{where}: label_dropout={label_dropout} needs classes; got num_classes=None. "
-                "Pass num_classes, or label_dropout=0."
+                f"{where}: adaln=True modulates by the class; got num_classes=None. "
+                "Pass num_classes, or adaln=False."
             )
-        self._arguments: dict[str, Any] = {
-            "positions": self.positions,
-            "depth": self.depth,
-            "codebook_size": self.codebook_sizes,
-            "dim": self.dim,
-            "body_layers": check_count(where, "body_layers", body_layers),
-            "depth_layers": check_count(where, "depth_layers", depth_layers),
-            "num_heads": int(num_heads),
-            "num_classes": self.num_classes,
-            "label_dropout": self.label_dropout,
-            "dropout": check_rate(where, "dropout", dropout),
-        }
+        if rotary:
+            check_rotary(self.positions, dim // num_heads)
+        self.depth, self.dim, self.num_heads = depth, dim, num_heads
+        self.num_classes, self.text_length, self.text_vocab = num_classes, text_length, text_vocab
+        self.text_weight, self.rotary, self.adaln = text_weight, rotary, adaln
+        sizes = {"positions": self.positions, "codebook_size": self.codebook_sizes}
+        self._arguments: dict[str, Any] = arguments | sizes
 
-        rows = self.num_classes or 1  # an unconditional model has one learned start token
-        self.null_class = rows if label_dropout > 0 else None
-        self.condition_length = 1
-        self.condition = nn.Embedding(rows + (label_dropout > 0), dim)
+        texts = {"text_length": text_length, "text_vocab": text_vocab}
+        self.condition = ConditionTable(dim, num_classes, label_dropout, **texts)
+        self.condition_length = self.condition.length
         self.condition_positions = nn.Parameter(torch.empty(self.condition_length, dim))
-        num_positions = math.prod(self.positions)
-        self.embedding = CodeEmbedding(num_positions, self.codebook_sizes, dim, codebooks)
-        self.body = Stack(dim, body_layers, num_heads, dropout)
-        self.depth_transformer = Stack(dim, depth_layers, num_heads, dropout)
+        tables = {"shared": shared_embeddings, "partial_sums": partial_sums}
+        total = math.prod(self.positions)
+        self.embedding = CodeEmbedding(total, self.codebook_sizes, dim, codebooks, **tables)
+        switches = {"qk_norm": qk_norm, "swiglu": swiglu, "adaln": adaln}
+        self.body = Stack(dim, body_layers, num_heads, dropout, **switches)
+        self.depth_transformer = Stack(dim, depth_layers, num_heads, dropout, **switches)
         self.classifier_norm = nn.LayerNorm(dim, eps=1e-5)
-        self.classifier = nn.Linear(dim, max(self.codebook_sizes))
+        make_classifier = LevelClassifiers if classifier_per_level else SharedClassifier
+        self.classifier = make_classifier(dim, self.codebook_sizes)
+        if text_vocab is not None:
+            self.text_classifier_norm = nn.LayerNorm(dim, eps=1e-5)
+            self.text_classifier = nn.Linear(dim, text_vocab)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw weights and embeddings from N(0, 0.02²), biases 0, as GPT-2 does."""
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear | nn.Embedding | LevelClassifiers):
                 nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear | LevelClassifiers):
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
         for table in (self.condition_positions, *self.embedding.parameters(recurse=False)):
             nn.init.normal_(table, std=0.02)
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                nn.init.zeros_(module.linear.weight)
 
-    def embed_condition(self, rows: Tensor) -> Tensor:
-        """Embed rows of the condition table, shape (B, n), as the first n body inputs."""
-        return self.condition(rows) + self.condition_positions
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Constructor arguments as `save` writes them: all but the codebooks."""
+        return dict(self._arguments)
 
-    def classify(self, hidden: Tensor, level: int) -> Tensor:
-        """Map outputs of the depth transformer at one level, (N, dim), to logits (N, K_level)."""
-        size = self.codebook_sizes[level]
-        normed = self.classifier_norm(hidden)
-        return F.linear(normed, self.classifier.weight[:size], self.classifier.bias[:size])
+    @property
+    def checkpointing(self) -> bool:
+        """Compute the inside of every block again for the backward pass, to save memory."""
+        return self.body.checkpointing
 
-    def _contexts(self, codes: Tensor, cond: Tensor | None) -> Tensor:
-        """Run the body over codes (B, T, depth); the contexts are (B, T, dim)."""
-        rows = cond if cond is not None else codes.new_zeros(codes.shape[0], 1)
-        if self.training and self.null_class is not None:
-            dropped = torch.rand(rows.shape, device=rows.device) < self.label_dropout
-            rows = rows.masked_fill(dropped, self.null_class)
-        inputs = [self.embed_condition(rows), self.embedding.body_inputs(codes[:, :-1])]
-        return self.body(torch.cat(inputs, 1))[:, self.condition_length - 1 :]
-
-    def _level_logits(self, contexts: Tensor, codes: Tensor) -> list[Tensor]:
-        """Logits (N, K_d) of each level for contexts (N, dim) and codes (N, depth)."""
-        sums = self.embedding.codewords(codes[:, :-1]).cumsum(-2)
-        inputs = torch.cat([contexts.unsqueeze(1), self.embedding.depth_inputs(sums)], 1)
-        hidden = self.depth_transformer(inputs + self.embedding.levels)
-        return [self.classify(h, level) for level, h in enumerate(hidden.unbind(1))]
-
-    def _prepare(
-        self, where: str, codes: Tensor, cond: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Check what was passed; return codes (B, T, depth), cond (B, 1) and a mask (B, T)."""
-        check_codes(where, codes, positions=self.positions, sizes=self.codebook_sizes)
-        batch = codes.shape[0]
-        codes = codes.long().flatten(1, -2)
-        real = None
-        if lengths is not None:
-            axes, longest = len(self.positions), codes.shape[1]
-            lengths = check_lengths(where, lengths, axes=axes, batch=batch, longest=longest)
-            real = torch.arange(longest, device=codes.device) < lengths.unsqueeze(1)
-            codes = codes.masked_fill(~real.unsqueeze(-1), 0)
-        check_range(where, codes, self.codebook_sizes)
-        cond = check_condition(where, cond, num_classes=self.num_classes, batch=batch)
-        return codes, cond, real
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        self.body.checkpointing = self.depth_transformer.checkpointing = value
 
     def forward(
         self, codes: Tensor, cond: Tensor | None = None, *, lengths: Tensor | None = None
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Predict every code from those before it (teacher forcing).
 
         Args:
             codes: Codes, shape (B, *positions, depth); one-dimensional positions may be fewer.
-            cond: Class labels, shape (B,) or (B, 1); None for an unconditional model.
+            cond: Class labels, shape (B,) or (B, 1); text tokens, shape (B, text_length); None for
+                an unconditional model.
             lengths: Real positions of each sequence, shape (B,); only for one-dimensional
                 positions. Codes after them may hold anything, and their logits mean nothing.
 
         Returns:
             Logits, shape (B, *positions, depth, K), K the largest codebook size; -inf at entries
-            that a smaller level does not have.
+            that a smaller level does not have. With text, also the logits of text tokens 1, 2, …,
+            shape (B, text_length - 1, text_vocab).
 
         Raises:
             ShapeError: If a shape does not fit the model.
             DataError: If codes, classes or lengths are no integers or out of range.
             ConfigError: If cond is missing, or given to an unconditional model.
         """
-        flat, cond, _ = self._prepare("RQTransformer.forward", codes, cond, lengths)
-        contexts = self._contexts(flat, cond)
-        levels = self._level_logits(contexts.flatten(0, 1), flat.flatten(0, 1))
+        flat, rows, _ = check_inputs(self, "RQTransformer.forward", codes, cond, lengths)
+        rows, _ = self.condition.drop(rows)
+        out = run_body(self, flat, rows)
+        contexts = out[:, self.condition_length - 1 :].flatten(0, 1)
+        hidden = run_depth(self, contexts, flat.flatten(0, 1), modulating(self, rows))
         widest = max(self.codebook_sizes)
+        levels = [classify(self, x, level) for level, x in enumerate(hidden.unbind(1))]
         padded = [F.pad(x, (0, widest - x.shape[1]), value=-math.inf) for x in levels]
-        return torch.stack(padded, 1).view(*codes.shape, widest)
+        logits = torch.stack(padded, 1).view(*codes.shape, widest)
+        if self.text_length is None:
+            return logits
+        texts = self.text_classifier_norm(out[:, : self.condition_length - 1])
+        return logits, self.text_classifier(texts)
 
-    def losses(
+    def loss_terms(
         self,
         codes: Tensor,
         *,
         cond: Tensor | None = None,
-        targets: Tensor | None = None,
+        targets: Tensor | SoftTargets | None = None,
         lengths: Tensor | None = None,
-    ) -> Tensor:
-        """Return the mean cross-entropy of each depth level over all real positions.
+    ) -> LossTerms:
+        """Return the mean cross-entropies of codes and text; `.total` is what `loss` gives.
+
+        Logits exist for a chunk of positions at a time, see
+        `rqtoolkit.functional.cross_entropy.linear_cross_entropy`.
 
         Args:
             codes: What the model is fed, as for `forward`.
-            cond: Class labels, shape (B,) or (B, 1).
-            targets: Soft targets, probabilities of shape (B, *positions, depth, K), as
-                `ResidualQuantizer.soft_codes` gives them; None is the codes themselves.
+            cond: Condition, as for `forward`.
+            targets: Soft targets: probabilities of shape (B, *positions, depth, K), as
+                `ResidualQuantizer.soft_codes` gives them, or what `ResidualQuantizer.soft_targets`
+                gives, which takes far less memory. None is the codes themselves.
             lengths: Real positions of each sequence, shape (B,).
-
-        Returns:
-            Cross-entropies in nats per code, shape (depth,), at least float32.
 
         Raises:
             ShapeError: If a shape does not fit the model.
             DataError: If values are out of range.
             ConfigError: If cond is missing, or given to an unconditional model.
         """
-        where = "RQTransformer.loss"
-        flat, cond, real = self._prepare(where, codes, cond, lengths)
-        if targets is not None:
-            check_targets(where, targets, (*codes.shape, max(self.codebook_sizes)))
-            targets = targets.flatten(1, -3)
-        contexts = self._contexts(flat, cond)
-        if real is None:
-            contexts, flat = contexts.flatten(0, 1), flat.flatten(0, 1)
-            targets = None if targets is None else targets.flatten(0, 1)
-        else:
-            contexts, flat = contexts[real], flat[real]
-            targets = None if targets is None else targets[real]
-        losses = []
-        for level, logits in enumerate(self._level_logits(contexts, flat)):
-            if targets is None:
-                target = flat[:, level]
-            else:
-                target = targets[:, level, : self.codebook_sizes[level]].to(logits.dtype)
-            # Half-precision sums over thousands of entries are too coarse for a loss.
-            dtype = torch.promote_types(logits.dtype, torch.float32)
-            losses.append(F.cross_entropy(logits.to(dtype), target))
-        return torch.stack(losses)
+        return compute_losses(self, codes, cond, targets, lengths)
+
+    def losses(
+        self,
+        codes: Tensor,
+        *,
+        cond: Tensor | None = None,
+        targets: Tensor | SoftTargets | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Return the mean cross-entropy of each depth level in nats, shape (depth,), without text.
+
+        Arguments as in `loss_terms`; at least float32.
+        """
+        return self.loss_terms(codes, cond=cond, targets=targets, lengths=lengths).levels
 
     def loss(
         self,
         codes: Tensor,
         *,
         cond: Tensor | None = None,
-        targets: Tensor | None = None,
+        targets: Tensor | SoftTargets | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean cross-entropy per code in nats, a scalar; arguments as in `losses`."""
-        return self.losses(codes, cond=cond, targets=targets, lengths=lengths).mean()
+        """Return the mean cross-entropy per code in nats, a scalar; arguments as in `loss_terms`.
+
+        With text, that of text tokens has a share of text_weight in it.
+        """
+        return self.loss_terms(codes, cond=cond, targets=targets, lengths=lengths).total
 
     def generate(
         self,
@@ -298,7 +301,8 @@ class RQTransformer(nn.Module):
 
         Args:
             num_samples: Sequences to sample, as one batch.
-            cond: Class labels, shape (num_samples,) or (num_samples, 1).
+            cond: Class labels, shape (num_samples,) or (num_samples, 1); text tokens, shape
+                (num_samples, text_length).
             temperature: Divides the logits.*
             top_k: Keep the k most likely entries, ties included; None is off.*
             top_p: Of these keep the most likely that together reach p; None is off.*
@@ -318,31 +322,16 @@ class RQTransformer(nn.Module):
             ShapeError: If cond or prefix have the wrong shape.
             DataError: If cond or prefix hold values out of range.
         """
-        where = "RQTransformer.generate"
+        where, total = "RQTransformer.generate", length or math.prod(self.positions)
+        check_generator(where, generator, self.embedding.positions.device)
         rules = sampling_rules(self.depth, temperature=temperature, top_k=top_k, top_p=top_p)
-        device = self.embedding.positions.device
-        if generator is not None and generator.device.type != device.type:
-            raise ConfigError(
-                f"{where}: generator is on {generator.device} and the model on {device}. "
-                f"Make it with torch.Generator({device.type!r})."
-            )
-        total = math.prod(self.positions) if length is None else length
 
         def draw(position: int, level: int, logits: Tensor) -> Tensor:
             if level == 0:
                 report(progress, "Sampling", position, total)
             return rules[level].draw(logits, generator=generator)
 
-        codes = walk_codes(
-            self,
-            num_samples,
-            draw,
-            where=where,
-            cond=cond,
-            cfg_scale=cfg_scale,
-            prefix=prefix,
-            length=length,
-        )
+        codes = walk_codes(self, where, num_samples, draw, cond, cfg_scale, prefix, length)
         report(progress, "Sampling", total, total)
         return codes
 
@@ -358,13 +347,11 @@ class RQTransformer(nn.Module):
     ) -> Tensor:
         """Go through the codes in the order of `generate`, asking `choose` for every one.
 
-        This is the loop of `generate` without its sampling rule: dropout is off, every position
-        runs through the body once, and what was chosen conditions all that follows. Two walks of
-        one model on one machine (same device, threads and dtype) whose arguments and choices
-        agree, in batches of the same size, see logits equal to the bit. The encoder and the
-        decoder of an entropy coder can therefore share it: the one chooses known codes and notes
-        what they cost, the other reads its choices from the stream. Teacher-forced logits
-        (`forward`) differ from these by rounding.
+        The loop of `generate` without its sampling rule. Two walks of one model on one machine
+        (same device, threads, dtype) with equal arguments and choices, in batches of one size, see
+        logits equal to the bit; those of `forward` differ by rounding. The encoder and the decoder
+        of an entropy coder can therefore share it: the one chooses known codes and notes what they
+        cost, the other reads its choices from the stream.
 
         Args:
             num_samples: Sequences, as one batch of size B.
@@ -383,16 +370,8 @@ class RQTransformer(nn.Module):
             ShapeError: If cond or prefix have the wrong shape.
             DataError: If cond or prefix hold values out of range.
         """
-        return walk_codes(
-            self,
-            num_samples,
-            choose,
-            where="RQTransformer.walk",
-            cond=cond,
-            cfg_scale=cfg_scale,
-            prefix=prefix,
-            length=length,
-        )
+        where = "RQTransformer.walk"
+        return walk_codes(self, where, num_samples, choose, cond, cfg_scale, prefix, length)
 
     def save(self, path: str | Path) -> None:
         """Write weights, codewords and constructor arguments to one `.safetensors` file."""
@@ -415,5 +394,6 @@ class RQTransformer(nn.Module):
         with constructing(path), torch.device("meta"):
             model = cls(**arguments, codebooks=tensors.get("embedding.codebooks"))
         check_tensors(path, model.state_dict(), tensors)
-        model.load_state_dict(tensors, assign=True)
+        # Files do not align tensors as torch does, and products may then round differently.
+        model.load_state_dict({name: x.clone() for name, x in tensors.items()}, assign=True)
         return model.eval()

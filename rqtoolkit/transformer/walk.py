@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from rqtoolkit.errors import ConfigError, ShapeError
 from rqtoolkit.transformer.attention import KeyValueCache
 from rqtoolkit.transformer.checks import (
-    check_condition,
     check_count,
     check_integers,
     check_range,
 )
+from rqtoolkit.transformer.passes import classify, condition_inputs, modulating, rotation
 
 if TYPE_CHECKING:
     from rqtoolkit.transformer.model import RQTransformer
@@ -31,10 +31,9 @@ Choose = Callable[[int, int, Tensor], Tensor]
 
 def walk_codes(
     model: RQTransformer,
+    where: str,
     num_samples: int,
     choose: Choose,
-    *,
-    where: str,
     cond: Tensor | None,
     cfg_scale: float,
     prefix: Tensor | None,
@@ -44,8 +43,10 @@ def walk_codes(
     device = model.embedding.positions.device
     check_count(where, "num_samples", num_samples)
     cond = cond.to(device) if isinstance(cond, Tensor) else cond
-    cond = check_condition(where, cond, num_classes=model.num_classes, batch=num_samples)
-    null_class = _null_class(where, model, cfg_scale)
+    rows = model.condition.rows(where, cond, num_samples)
+    if cfg_scale != 1:
+        null_row = _null_row(where, model, cfg_scale)
+        rows = torch.cat([rows, torch.full_like(rows, null_row)])
     positions = _check_length(where, model, length)
     codes = torch.zeros(
         num_samples, math.prod(positions), model.depth, dtype=torch.int64, device=device
@@ -54,9 +55,6 @@ def walk_codes(
     if prefix is not None:
         done = _check_prefix(where, model, prefix, codes)
         codes[:, :done] = prefix.to(device)
-    rows = codes.new_zeros(num_samples, 1) if cond is None else cond
-    if null_class is not None:
-        rows = torch.cat([rows, torch.full_like(rows, null_class)])
     with torch.inference_mode(), _evaluating(model):
         _fill(model, codes, done, rows, choose, cfg_scale)
     return codes.view(num_samples, *positions, model.depth)
@@ -72,21 +70,21 @@ def _fill(
 ) -> None:
     """Choose codes (B, T, depth) in place from position `done` on.
 
-    Rows of the condition table are (B, 1); with guidance (2 B, 1), the null class second.
+    Rows of the condition table are (B, n); with guidance (2 B, n), the null condition second.
     """
     total = codes.shape[1]
     repeats = rows.shape[0] // codes.shape[0]
     body_caches = model.body.make_caches(model.condition_length + total - 1)
     depth_caches = model.depth_transformer.make_caches(model.depth)
-    inputs = model.embed_condition(rows)
+    table, cond = rotation(model), modulating(model, rows)
+    inputs = condition_inputs(model, rows)
     if done:
         past = model.embedding.body_inputs(codes[:, :done]).repeat(repeats, 1, 1)
         inputs = torch.cat([inputs, past], 1)
     for position in range(done, total):
-        context = model.body(inputs, body_caches)[:, -1:]
-        chosen = _choose_position(
-            model, context, depth_caches, partial(choose, position), cfg_scale
-        )
+        context = model.body(inputs, body_caches, rotation=table, cond=cond)[:, -1:]
+        ask = partial(choose, position)
+        chosen = _choose_position(model, context, depth_caches, ask, cond, cfg_scale)
         codes[:, position] = chosen
         inputs = model.embedding.body_inputs(chosen.unsqueeze(1), start=position)
         inputs = inputs.repeat(repeats, 1, 1)
@@ -97,6 +95,7 @@ def _choose_position(
     context: Tensor,
     caches: list[KeyValueCache],
     choose: Callable[[int, Tensor], Tensor],
+    cond: Tensor | None,
     cfg_scale: float,
 ) -> Tensor:
     """Choose the codes (B, depth) of one position given the body's output (B or 2 B, 1, dim)."""
@@ -104,34 +103,32 @@ def _choose_position(
         cache.reset()
     chosen: list[Tensor] = []
     inputs = context
-    partial_sum: Tensor | None = None
+    words: Tensor | None = None
     for level in range(model.depth):
         if level:
-            word = model.embedding.codewords(chosen[-1].unsqueeze(-1), level=level - 1)
-            partial_sum = word if partial_sum is None else partial_sum + word
-            inputs = model.embedding.depth_inputs(partial_sum)
+            inputs, words = model.embedding.next_depth_input(chosen[-1], level - 1, words)
             inputs = inputs.repeat(context.shape[0] // inputs.shape[0], 1, 1)
-        hidden = model.depth_transformer(inputs + model.embedding.levels[level], caches)
-        logits = model.classify(hidden[:, 0], level).float()
+        inputs = inputs + model.embedding.levels[level]
+        hidden = model.depth_transformer(inputs, caches, cond=cond)
+        logits = classify(model, model.classifier_norm(hidden[:, 0]), level).float()
         if cfg_scale != 1:
-            with_class, without = logits.chunk(2)
-            logits = without + cfg_scale * (with_class - without)
+            told, without = logits.chunk(2)
+            logits = without + cfg_scale * (told - without)
         chosen.append(choose(level, logits))
     return torch.stack(chosen, -1)
 
 
-def _null_class(where: str, model: RQTransformer, cfg_scale: float) -> int | None:
-    """Return the row that guidance compares with, None where guidance is off."""
-    if cfg_scale == 1:
-        return None
+def _null_row(where: str, model: RQTransformer, cfg_scale: float) -> int:
+    """Return the row of the condition table that guidance compares with."""
     if not math.isfinite(cfg_scale):
         raise ConfigError(f"{where}: cfg_scale={cfg_scale} must be finite.")
-    if model.null_class is None:
+    if model.condition.null_row is None:
         raise ConfigError(
             f"{where}: cfg_scale={cfg_scale} needs a model that was trained to do without its "
-            "class; got one with label_dropout=0. Pass cfg_scale=1, or train with label_dropout."
+            "condition; got one with label_dropout=0. Pass cfg_scale=1, or train with "
+            "label_dropout."
         )
-    return model.null_class
+    return model.condition.null_row
 
 
 def _check_length(where: str, model: RQTransformer, length: int | None) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ def test_equals_the_plain_loop(frozen, sizes, settings, cfg_scale, start):
         COND.tolist(),
         4,
         prefix=prefix,
-        null_row=model.null_class,
+        null_row=model.condition.null_row,
         cfg_scale=cfg_scale,
         choose=lambda logits: keep_top(logits, **settings),
         generator=seeded(),
@@ -81,7 +81,7 @@ def test_guidance_formula():
     # The null class is the last row; make it class 0 of a copy to ask for it from outside.
     state = model.state_dict()
     state["condition.weight"] = state["condition.weight"].clone()
-    state["condition.weight"][0] = state["condition.weight"][model.null_class]
+    state["condition.weight"][0] = state["condition.weight"][model.condition.null_row]
     model.load_state_dict(state)
     without = model(codes, torch.zeros_like(COND))
     guided = without + 3.0 * (with_class - without)

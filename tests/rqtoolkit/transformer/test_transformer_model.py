@@ -318,6 +318,9 @@ def test_bad_inputs_are_named():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # Dynamo's own
 def test_the_loss_traces_as_one_graph():
     model, codes, cond = build(), draw_codes(3), torch.tensor([0, 1, 2])
     traced = torch.compile(lambda: model.loss(codes, cond=cond), backend="eager", fullgraph=True)
