@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from imagegen.images import ImageSet
+from imagegen.images import ImageData, ImageSet
 from imagegen.settings import Config, StageConfig
 from imagegen.stage1 import build_autoencoder, build_discriminator, check_perceptual
 from imagegen.stage2 import build_transformer
@@ -15,7 +15,7 @@ __all__ = ["check_training"]
 
 def check_training(
     config: Config,
-    train: ImageSet,
+    train: ImageData,
     held_out: ImageSet,
     *,
     stages: Sequence[int] = (1, 2),

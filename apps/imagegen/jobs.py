@@ -11,10 +11,9 @@ from PIL import Image
 from imagegen.autoencoder import RQVAE
 from imagegen.checks import check_training
 from imagegen.config import change_sampling
-from imagegen.data import ImageSet, load_images
+from imagegen.data import ImageData, ImageSet, open_images, read_images
 from imagegen.distributed import join
 from imagegen.pictures import save_grid
-from imagegen.readers import fit_images, read_folder, read_npz
 from imagegen.reconstruct import encode_images, reconstruct, reconstruction_errors
 from imagegen.runs import Run
 from imagegen.sample import Samples, balanced_labels, sample_images
@@ -43,7 +42,7 @@ __all__ = [
 MOST_SAMPLES = 1_000_000  # all are held in memory until they are written
 
 
-def load_run_images(config: Config, progress: Progress | None = None) -> tuple[ImageSet, ImageSet]:
+def load_run_images(config: Config, progress: Progress | None = None) -> tuple[ImageData, ImageSet]:
     """Load the training and held-out images that a configuration names."""
     data = config.data
     if data.path is None and data.source != "digits":
@@ -51,18 +50,13 @@ def load_run_images(config: Config, progress: Progress | None = None) -> tuple[I
             f"config {config.name}: data.source={data.source} needs images; got no data.path. "
             f"Pass --data PATH, or set data.path."
         )
-    return load_images(
-        source=data.source,
-        path=data.path,
-        resolution=data.resolution,
-        fit=data.fit,
-        held_out=data.held_out,
-        seed=data.split_seed,
-        progress=progress,
-    )
+    settings = dataclasses.asdict(data)
+    for name in ("workers", "tokenizer"):  # what reads the images later, not which
+        settings.pop(name)
+    return open_images(**settings, progress=progress)
 
 
-def load_split(run: Run, progress: Progress | None = None) -> tuple[ImageSet, ImageSet]:
+def load_split(run: Run, progress: Progress | None = None) -> tuple[ImageData, ImageSet]:
     """Load the training and held-out images of a run, as they were when it began.
 
     Raises:
@@ -104,7 +98,7 @@ def train_run(
         ShapeError: If training and held-out images have different channels.
     """
 
-    def prepare() -> tuple[ImageSet, ImageSet]:
+    def prepare() -> tuple[ImageData, ImageSet]:
         run = Run.check(path, config, resume=resume, replace=replace)
         if 1 not in stages:
             run.require(run.autoencoder_path, 1)
@@ -251,10 +245,10 @@ def reconstruct_images(
     data = run.config.data
     if source is None:
         images = load_split(run, progress)[1].images
-    elif source.is_dir():
-        images = read_folder(source, data.resolution, data.fit, progress).images
     else:
-        images = fit_images(read_npz(source)[1], data.resolution, data.fit).images
+        images = read_images(
+            source, resolution=data.resolution, fit=data.fit, progress=progress
+        ).images
     levels = reconstruct(autoencoder, images)
     dtype = smallest_dtype(autoencoder.quantizer.codebook_sizes)
     samples = Samples(levels[-1], encode_images(autoencoder, images).numpy().astype(dtype), None)

@@ -45,7 +45,8 @@ class DataConfig:
 
     `crop` and `flip` say how a training image may differ from one epoch to the next; held-out
     images are always the central square. `corrupt` is the share of unreadable images that is
-    skipped before the set is refused.
+    skipped before the set is refused. The columns name what is called otherwise than usual in a
+    list, in shards or in a Hugging Face data set.
     """
 
     source: str = _one_of(
@@ -63,11 +64,15 @@ class DataConfig:
     path: str | None = None  # load_config makes it absolute, from the working directory
     resolution: int = _in(16, 4, 4096)
     fit: str = _one_of("resize", "pad")
-    crop: str = _one_of("center", "random", "zoom")
+    crop: str = _one_of("center", "random", "zoom", "dalle")
     flip: bool = False
     held_out: float | None = _in(None, 1e-6)
+    held_out_path: str | None = None  # absolute, as path
     split_seed: int = _in(0, 0, 2**31 - 1)
     corrupt: float = _in(0.001, 0.0, 0.5)
+    image_column: str | None = None
+    label_column: str | None = None
+    text_column: str | None = None
     workers: int = _in(0, 0, 256)
     tokenizer: str | None = None  # a tokenizer.json; texts are then what the transformer is told
 

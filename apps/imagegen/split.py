@@ -4,21 +4,18 @@ Changed data change the split: an image that was trained on could turn up among 
 and flatter every figure. So a run goes on, and is scored, with the images it began with alone.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from imagegen.images import ImageSet
+from imagegen.images import ImageData
 from rqtoolkit.errors import ArtifactError, DataError
 from rqtoolkit.io.atomic import atomic_path
 
 __all__ = ["check_split", "read_split", "write_split"]
 
 
-def write_split(folder: str | Path, train: ImageSet, held_out: ImageSet) -> None:
+def write_split(folder: str | Path, train: ImageData, held_out: ImageData) -> None:
     """Write split.json into the folder of a run: a fingerprint of each set, and their classes."""
     with atomic_path(Path(folder) / "split.json") as temporary:
         text = json.dumps(_describe(train, held_out), indent=2)
@@ -43,7 +40,7 @@ def read_split(folder: str | Path) -> dict[str, Any] | None:
         ) from None
 
 
-def check_split(folder: str | Path, train: ImageSet, held_out: ImageSet) -> None:
+def check_split(folder: str | Path, train: ImageData, held_out: ImageData) -> None:
     """Refuse images other than those the run in `folder` began with; new folders take any.
 
     Raises:
@@ -62,18 +59,9 @@ def check_split(folder: str | Path, train: ImageSet, held_out: ImageSet) -> None
         )
 
 
-def _describe(train: ImageSet, held_out: ImageSet) -> dict[str, Any]:
+def _describe(train: ImageData, held_out: ImageData) -> dict[str, Any]:
     return {
-        "train": _fingerprint(train),
-        "held_out": _fingerprint(held_out),
+        "train": train.fingerprint(),
+        "held_out": held_out.fingerprint(),
         "classes": train.num_classes,
     }
-
-
-def _fingerprint(images: ImageSet) -> str:
-    """Return the SHA-256 of the shape, the pixels and the labels, as hexadecimal digits."""
-    digest = hashlib.sha256(repr(images.images.shape).encode())
-    digest.update(np.ascontiguousarray(images.images).data)
-    if images.labels is not None:
-        digest.update(np.ascontiguousarray(images.labels, dtype="<i8").data)
-    return digest.hexdigest()

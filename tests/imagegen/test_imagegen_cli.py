@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from imagegen.cli import app
 from imagegen.config import dump_config, load_config
-from imagegen.data import load_images
+from imagegen.data import open_images
 from imagegen.jobs import draw_from_run, load_models, train_run
 from imagegen.reconstruct import encode_images, reconstruct, reconstruction_errors
 from imagegen.runs import Run
@@ -209,7 +209,7 @@ def test_reconstruct_takes_held_out_images_or_a_folder(run_folder, tmp_path):
 
 def test_reconstruction_errors_are_a_plain_ratio(run_folder):
     autoencoder, _ = load_models(Run.open(run_folder))
-    _, held_out = load_images(source="digits", resolution=8)
+    _, held_out = open_images(source="digits", resolution=8)
     images = held_out.images[:50]
     levels = reconstruct(autoencoder, images)
     assert levels.shape == (2, *images.shape)

@@ -8,7 +8,7 @@ import pytest
 
 from imagegen import scoring
 from imagegen.config import load_config
-from imagegen.data import load_images
+from imagegen.data import open_images
 from imagegen.evaluate import classifier
 from imagegen.jobs import train_run
 from imagegen.runs import Run
@@ -138,7 +138,7 @@ def test_a_path_of_data_is_quoted(tmp_path):
 
 
 def test_images_without_classes_are_scored_without_a_classifier(tmp_path):
-    train, held_out = load_images(source="digits", resolution=8)
+    train, held_out = open_images(source="digits", resolution=8)
     run = npz_run(tmp_path, train.images[:200, ..., 0], held_out.images[:40, ..., 0])
     metrics = evaluate_run(run)
     assert len(metrics["bits_per_code"]) == 2
@@ -154,7 +154,7 @@ def test_images_without_classes_are_scored_without_a_classifier(tmp_path):
     ],
 )
 def test_what_cannot_be_scored_is_refused_before_the_work(tmp_path, monkeypatch, held_out, message):
-    images = load_images(source="digits", resolution=8)[0].images[:200, ..., 0]
+    images = open_images(source="digits", resolution=8)[0].images[:200, ..., 0]
     run = npz_run(tmp_path, images, held_out)
     monkeypatch.delattr(scoring, "train_classifier")
     monkeypatch.delattr(scoring, "draw_from_run")

@@ -1,116 +1,272 @@
 """The one door to image data: a source, a resolution, and what is held out."""
 
-from __future__ import annotations
-
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from imagegen.images import ImageSet
-from imagegen.readers import fit_images, read_digits, read_folder, read_npz
-from rqtoolkit.errors import ConfigError
+from imagegen.data.arrays import open_digits, open_npz
+from imagegen.data.classes import number_classes, stratified_rows
+from imagegen.data.databases import open_huggingface, open_lsun
+from imagegen.data.folders import Files, open_ffhq, open_folder, open_imagenet
+from imagegen.data.lists import open_cc3m, open_list
+from imagegen.data.shards import open_webdataset
+from imagegen.data.stored import Arrays, StoredImages, Table, count_channels
+from imagegen.data.strings import Strings
+from imagegen.images import ImageData, ImageSet
+from rqtoolkit.errors import ArtifactError, ConfigError, DataError
 from rqtoolkit.functional.progress import Progress
 
-__all__ = ["load_images"]
+__all__ = ["MEMORY", "open_images", "read_images"]
 
-SOURCES = ("digits", "npz", "folder")
+SOURCES = (
+    "digits",
+    "npz",
+    "folder",
+    "list",
+    "webdataset",
+    "huggingface",
+    "imagenet",
+    "ffhq",
+    "lsun",
+    "cc3m",
+)
 FITS = ("resize", "pad")
+CROPS = ("center", "random", "zoom", "dalle")
+MEMORY = 2**30  # bytes of decoded images; a set under it is decoded once, its held-out images too
 
 
-def load_images(
+def open_images(
     *,
     source: str,
     path: str | Path | None = None,
     resolution: int,
     fit: str = "resize",
+    crop: str = "center",
+    flip: bool = False,
     held_out: float | int | None = None,
-    seed: int = 0,
+    held_out_path: str | Path | None = None,
+    split_seed: int = 0,
+    corrupt: float = 0.0,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    text_column: str | None = None,
     progress: Progress | None = None,
-) -> tuple[ImageSet, ImageSet]:
-    """Load a data set at one square resolution and split it into training and held-out images.
+) -> tuple[ImageData, ImageSet]:
+    """Open a data set at one square resolution, divided into training and held-out images.
 
     - "digits": the 1,797 handwritten digits (8x8) that scikit-learn carries.
-    - "npz": arrays `x_train`, `x_test` of uint8 (N, H, W) or (N, H, W, C), and with classes
-      `y_train`, `y_test` (N,) and `class_names`.
+    - "npz": arrays `x_train`, `x_test` of pixels, or image files in `jpeg_train`, `jpeg_test`; see
+      `imagegen.data.arrays.open_npz`.
     - "folder": image files, directly in the folder or in one subfolder for each class.
+    - "list": a text file with a path a line, and a class or a caption.
+    - "webdataset": tar shards, a folder of them or a pattern.
+    - "huggingface": a folder written by `save_to_disk`, or the name of a data set.
+    - "imagenet", "ffhq", "lsun", "cc3m": the folders of the paper's data sets.
+
+    A set is decoded once, into memory, if `crop` is "center" and it takes under `MEMORY` bytes
+    there; else images are read when they are needed.
 
     Args:
-        source: "digits", "npz" or "folder".
-        path: The file or folder; None for "digits".
-        resolution: Height and width of the images returned.
-        fit: How images reach the resolution. "resize" cuts out the central square and resizes it
-            with Pillow's bicubic filter, which averages when it makes images smaller. "pad" leaves
+        source: One of the above.
+        path: File, folder, pattern or name; None for "digits".
+        resolution: Height and width of the images.
+        fit: How images reach the resolution. "resize" cuts out a square and resizes it with
+            Pillow's bicubic filter, which averages when it makes images smaller. "pad" leaves
             every pixel as it is and puts black around it: the choice for small images just under
             a power of two (28 to 32), where resizing would only blur.
+        crop: Which square of a training image: "center", or "random", "zoom" or "dalle" as
+            `imagegen.data.decoding.choose_square` describes. Held-out images are central squares.
+        flip: Whether every other training image is mirrored.
         held_out: A share between 0 and 1, or a number of images, stratified by class. Of a source
-            with its own test images ("npz") it is how much of those to keep. None: a fifth, and
-            all of the source's own test images.
-        seed: Fixes which images are held out.
+            with its own test images it is how much of those to keep. None: a fifth, or all of the
+            source's own; of images in files, as many as fit into `MEMORY`.
+        held_out_path: Images to hold out instead, laid out as those of `path`; for folder, list
+            and webdataset.
+        split_seed: Fixes which images are held out.
+        corrupt: Share of unreadable images that is skipped before the set is refused.
+        image_column: Where images are called otherwise than usual: a header of a list, a column of
+            a Hugging Face data set, an extension in shards.
+        label_column: The same for classes.
+        text_column: The same for captions.
         progress: Called as progress(description, done, total).
 
     Returns:
-        Training and held-out images.
+        Training images, and held-out images in memory.
 
     Raises:
-        ConfigError: If source, fit, resolution, held_out or path is not usable.
-        ArtifactError: If the file or folder is missing, unreadable or truncated.
-        DataError: If its arrays or images are not what is described above.
+        ConfigError: If source, fit, crop, resolution, held_out or path is not usable.
+        ArtifactError: If files are missing, unreadable or truncated, or too many images are.
+        DataError: If arrays or images are not what is described above.
+        MissingDependencyError: If a package that the source needs is not installed.
     """
-    if source not in SOURCES:
+    _check_arguments(source, path, resolution, fit, crop, held_out_path)
+    columns = {
+        "image_column": image_column,
+        "label_column": label_column,
+        "text_column": text_column,
+    }
+    if any(columns.values()) and source not in ("list", "webdataset", "huggingface"):
         raise ConfigError(
-            f"load_images: source={source!r} is not known; got none of {', '.join(SOURCES)}. "
-            "Use one of these."
+            f"data: source={source!r} has no columns; got "
+            f"{', '.join(f'{k}={v}' for k, v in columns.items() if v)}. Remove them."
         )
-    if fit not in FITS:
-        raise ConfigError(f"load_images: fit={fit!r} is not known. Use 'resize' or 'pad'.")
+    tables = _open_source(source, path, columns, progress)
+    if held_out_path is not None:
+        tables = [tables[0], _open_source(source, held_out_path, columns, progress)[0]]
+    tables = number_classes(tables)
+    stored, room = _store(tables, resolution, fit=fit, crop=crop, flip=flip, corrupt=corrupt)
+    sets: list[ImageSet | StoredImages] = list(stored)
+    if crop == "center" and (room is None or sum(map(len, stored)) <= room):
+        sets, room = [images.to_memory(progress=progress) for images in stored], None
+    if len(sets) == 2:
+        train, test = sets
+        if held_out is None:
+            held_out = len(test) if room is None else min(room, len(test))
+        rows = stratified_rows(test, held_out, split_seed)
+        return _flipped(train, flip), test.to_memory(rows, progress=progress)
+    if held_out is None:
+        held_out = 0.2 if room is None or len(sets[0]) // 5 <= room else room
+    chosen = stratified_rows(sets[0], held_out, split_seed)
+    kept = np.setdiff1d(np.arange(len(sets[0])), chosen)
+    if not len(kept):
+        raise ConfigError(
+            f"data: held_out={held_out} leaves no training images of {len(sets[0])}. Hold out "
+            f"fewer."
+        )
+    return _flipped(sets[0].subset(kept), flip), sets[0].to_memory(chosen, progress=progress)
+
+
+def read_images(
+    path: str | Path, *, resolution: int, fit: str = "resize", progress: Progress | None = None
+) -> ImageSet:
+    """Read all images of a file, a folder, or the test part of an .npz archive.
+
+    Args:
+        path: An image file, a folder as for the source "folder", or an .npz as for "npz".
+        resolution: Height and width to bring them to.
+        fit: "resize" or "pad", as for `open_images`.
+        progress: Called as progress(description, done, total).
+
+    Raises:
+        ArtifactError: If the file or folder is missing, or any image cannot be read.
+        DataError: If there are no images.
+    """
+    path = Path(path)
+    if path.is_dir():
+        table = open_folder(path)
+    elif path.suffix.lower() == ".npz":
+        table = open_npz(path)[1]
+    elif path.is_file():
+        table = Table(Files(str(path.parent), Strings.pack([path.name])))
+    else:
+        raise ArtifactError(f"data: path={path} is no file or folder. Check the path.")
+    [images], _ = _store(number_classes([table]), resolution, fit=fit)
+    return images.to_memory(progress=progress)
+
+
+def _check_arguments(
+    source: str,
+    path: str | Path | None,
+    resolution: int,
+    fit: str,
+    crop: str,
+    held_out_path: str | Path | None,
+) -> None:
+    for name, value, known in (
+        ("source", source, SOURCES),
+        ("fit", fit, FITS),
+        ("crop", crop, CROPS),
+    ):
+        if value not in known:
+            raise ConfigError(
+                f"data: {name}={value!r} is not known; got none of {', '.join(known)}. Use one of "
+                f"these."
+            )
     if resolution < 1:
-        raise ConfigError(f"load_images: resolution={resolution} must be at least 1. Use e.g. 32.")
+        raise ConfigError(f"data: resolution={resolution} must be at least 1. Use e.g. 32.")
     if (path is None) != (source == "digits"):
         rule = "takes no path" if path is not None else "needs a path"
         raise ConfigError(
-            f"load_images: source={source!r} {rule}; got path={path}. Mend either of the two."
+            f"data: source={source!r} {rule}; got path={path}. Mend either of the two."
         )
-    if source == "npz":
-        train, test = read_npz(Path(path or ""))
-        if held_out is not None:
-            test = test.subset(_stratified(test, held_out, seed))
-        return fit_images(train, resolution, fit), fit_images(test, resolution, fit)
+    if fit == "pad" and crop != "center":
+        raise ConfigError(
+            f"data: crop={crop!r} cuts images, and fit='pad' keeps them whole. Use fit='resize' or "
+            f"crop='center'."
+        )
+    if held_out_path is not None and source not in ("folder", "list", "webdataset"):
+        raise ConfigError(
+            f"data: source={source!r} says itself what is held out; got "
+            f"held_out_path={held_out_path}. Remove it."
+        )
+
+
+def _open_source(
+    source: str,
+    path: str | Path | None,
+    columns: dict[str, str | None],
+    progress: Progress | None,
+) -> list[Table]:
+    """Return the training images of a source, and its own test images if it has any."""
+    place = Path(path or "")
+    opened: Table | tuple[Table, Table | None]
     if source == "digits":
-        everything = fit_images(read_digits(), resolution, fit)
+        opened = open_digits()
+    elif source == "list":
+        opened = open_list(place, **columns)
+    elif source == "webdataset":
+        opened = open_webdataset(str(path), **columns, progress=progress)
+    elif source == "huggingface":
+        opened = open_huggingface(str(path), **columns)
     else:
-        everything = read_folder(Path(path or ""), resolution, fit, progress)
-    chosen = _stratified(everything, 0.2 if held_out is None else held_out, seed)
-    kept = np.setdiff1d(np.arange(len(everything)), chosen)
-    if not len(kept):
-        raise ConfigError(
-            f"load_images: held_out={held_out} leaves no training images of {len(everything)}. "
-            "Hold out fewer."
-        )
-    return everything.subset(kept), everything.subset(chosen)
+        openers: dict[str, Callable[[Path], Table | tuple[Table, Table | None]]] = {
+            "npz": open_npz,
+            "folder": open_folder,
+            "imagenet": open_imagenet,
+            "ffhq": open_ffhq,
+            "lsun": open_lsun,
+            "cc3m": open_cc3m,
+        }
+        opened = openers[source](place)
+    tables = [opened] if isinstance(opened, Table) else [t for t in opened if t is not None]
+    if not all(len(table.records) for table in tables):
+        raise DataError(f"data: path={path} holds a part without images. Fill or remove it.")
+    return tables
 
 
-def _stratified(images: ImageSet, held_out: float | int, seed: int) -> np.ndarray:
-    """Return sorted rows of a sample with the classes' own proportions.
+def _store(
+    tables: list[Table], resolution: int, *, fit: str, **settings: Any
+) -> tuple[list[StoredImages], int | None]:
+    """Return the tables as sets, and how many images fit into `MEMORY`; None for arrays.
 
-    Seats go by largest remainder, so that the total is exact: the share rounded up, as
-    scikit-learn's train_test_split does (a fifth of 1,797 is 360).
+    Grey and RGB are for the whole source, but arrays have channels of their own.
     """
-    is_share = isinstance(held_out, float) and 0 < held_out < 1
-    total = int(np.ceil(round(held_out * len(images), 6))) if is_share else int(held_out)
-    if (total != held_out and not is_share) or not 1 <= total <= len(images):
-        raise ConfigError(
-            f"load_images: held_out={held_out} must be a share between 0 and 1 or a number of "
-            f"images up to {len(images)}. Change it, or give more images."
+    pixels = resolution**2
+    total = sum(len(table.records) for table in tables)
+    every = total * pixels <= MEMORY
+    channels = [count_channels(table.records, every=every) for table in tables]
+    in_arrays = isinstance(tables[0].records, Arrays)
+    if not in_arrays:
+        channels = [max(channels)] * len(tables)
+    stored = [
+        StoredImages(
+            table.records,
+            np.arange(len(table.records)),
+            resolution,
+            own,
+            table.labels,
+            table.class_names,
+            table.texts,
+            fit,
+            **settings,
         )
-    labels = np.zeros(len(images), np.int64) if images.labels is None else images.labels
-    classes, counts = np.unique(labels, return_counts=True)
-    quotas = counts * total / len(images)
-    seats = np.floor(quotas).astype(int)
-    remainder_first = np.argsort(seats - quotas, kind="stable")
-    seats[remainder_first[: total - seats.sum()]] += 1
-    generator = np.random.default_rng(seed)
-    rows = [
-        generator.permutation(np.flatnonzero(labels == name))[:number]
-        for name, number in zip(classes, seats, strict=True)
+        for table, own in zip(tables, channels, strict=True)
     ]
-    return np.sort(np.concatenate(rows))
+    return stored, None if in_arrays else MEMORY // (pixels * max(channels))
+
+
+def _flipped(images: ImageSet | StoredImages, flip: bool) -> ImageData:
+    return dataclasses.replace(images, flip=flip)

@@ -184,7 +184,7 @@ def train_classifier(
     height, width = train.resolution
     if height != width:
         raise ShapeError(
-            f"train_classifier: images must be square; got {height}x{width}. Use load_images."
+            f"train_classifier: images must be square; got {height}x{width}. Use open_images."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

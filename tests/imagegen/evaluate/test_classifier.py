@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from imagegen.data import load_images
+from imagegen.data import open_images
 from imagegen.evaluate import Classifier, classifier, train_classifier
 from imagegen.images import ImageSet, to_float
 from rqtoolkit.errors import ArtifactError, DataError, ShapeError
@@ -106,7 +106,7 @@ def test_refusals():
 
 @pytest.mark.slow
 def test_the_recipe_reads_digits():
-    train, held_out = load_images(source="digits", resolution=16)
+    train, held_out = open_images(source="digits", resolution=16)
     trained = train_classifier(train, name="digits-cnn-v1")
     predicted = trained.classify(trained.features(held_out.images))
     assert (predicted == held_out.labels).mean() >= 0.985

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from imagegen.data import load_images
+from imagegen.data import open_images
 from imagegen.evaluate import classifier, evaluate_samples, train_classifier
 from imagegen.evaluate.comparison import class_means, matching_subset
 from imagegen.images import ImageSet
@@ -15,7 +15,7 @@ from rqtoolkit.errors import DataError, ShapeError
 @pytest.fixture(scope="module")
 def digits():
     """Training and held-out digits, and a classifier by a shortened recipe."""
-    train, held_out = load_images(source="digits", resolution=8)
+    train, held_out = open_images(source="digits", resolution=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "LEAST_IMAGES", 8_000)
         patch.setattr(classifier, "PASSES", 1)
