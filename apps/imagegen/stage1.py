@@ -13,7 +13,7 @@ from torch import Tensor
 from imagegen.autoencoder import RQVAE
 from imagegen.bottlenecks import build_bottleneck
 from imagegen.convolutions import set_checkpointing
-from imagegen.data import Batch, ImageSet, batches, to_float
+from imagegen.data import Batch, ImageData, ImageSet, batches, to_float
 from imagegen.discriminator import PatchDiscriminator
 from imagegen.distributed import average_over_ranks, original, spread
 from imagegen.losses import AdaptiveWeight
@@ -79,7 +79,7 @@ def check_perceptual(config: Config) -> None:
 
 
 def train_stage1(
-    run: Run, train: ImageSet, held_out: ImageSet, *, progress: Progress | None = None
+    run: Run, train: ImageData, held_out: ImageSet, *, progress: Progress | None = None
 ) -> RQVAE:
     """Train the run's RQ-VAE to the end, from its last checkpoint where there is one.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imagegen.autoencoder import RQVAE
-from imagegen.data import Batch, ImageSet, batches, to_float
+from imagegen.data import Batch, ImageData, ImageSet, batches, to_float
 from imagegen.distributed import spread
 from imagegen.pictures import save_grid
 from imagegen.reconstruct import encode_images
@@ -75,7 +75,7 @@ def held_out_bits(
 def train_stage2(
     run: Run,
     autoencoder: RQVAE,
-    train: ImageSet,
+    train: ImageData,
     held_out: ImageSet,
     *,
     progress: Progress | None = None,
