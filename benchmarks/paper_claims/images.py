@@ -1,0 +1,50 @@
+"""The two data sets as the .npz files that a run reads, made from the development data."""
+
+import io
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rqtoolkit.io.atomic import atomic_path
+
+__all__ = ["prepare_images"]
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = {"fashion": "fashion_mnist_20k.npz", "cifar": "cifar10_10k_jpeg.npz"}
+
+
+def prepare_images(data: str, folder: Path, *, quick: bool = False) -> Path:
+    """Write the images of a data set as one .npz, where they are not there yet.
+
+    Args:
+        data: "fashion" or "cifar".
+        folder: Where the file goes.
+        quick: Keep 1,000 training images.
+
+    Returns:
+        The file, with x_train, y_train, x_test, y_test and class_names.
+    """
+    path = folder / f"{data}.npz"
+    if path.exists():
+        return path
+    shared = Path(os.environ.get("RQTOOLKIT_TEST_DATA", ROOT.parent / "shared"))
+    arrays = dict(np.load(shared / "data" / "images" / FILES[data]))
+    for part in ("train", "test"):
+        if f"jpeg_{part}" in arrays:
+            bounds = arrays.pop(f"offsets_{part}")
+            arrays[f"x_{part}"] = _decode(arrays.pop(f"jpeg_{part}").tobytes(), bounds)
+    if quick:
+        arrays |= {name: arrays[name][:1000] for name in ("x_train", "y_train")}
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    return path
+
+
+def _decode(jpeg: bytes, bounds: np.ndarray) -> np.ndarray:
+    """Decode JPEG files laid end to end, image i at bytes bounds[i] to bounds[i+1]."""
+    files = (io.BytesIO(jpeg[start:stop]) for start, stop in pairwise(bounds))
+    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
