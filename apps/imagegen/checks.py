@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from imagegen.images import ImageData, ImageSet
+from imagegen.initialize import check_initial
+from imagegen.logs import check_loggers
 from imagegen.settings import Config, StageConfig
 from imagegen.stage1 import build_autoencoder, build_discriminator, check_perceptual
 from imagegen.stage2 import build_transformer
@@ -33,7 +36,9 @@ def check_training(
         processes: Processes that share each batch.
 
     Raises:
-        ConfigError: If sizes do not fit each other or the images.
+        ConfigError: If sizes do not fit each other, the images, or the models to start from.
+        ArtifactError: If there are no such models.
+        MissingDependencyError: If a logger is not installed.
         ShapeError: If training and held-out images have different channels.
     """
     if train.channels != held_out.channels:
@@ -41,6 +46,7 @@ def check_training(
             f"train: training and held-out images must have the same channels; got "
             f"{train.channels} and {held_out.channels}. Convert one of the two."
         )
+    check_loggers(config)
     for stage in stages:
         _check_batch(f"stage{stage}", getattr(config, f"stage{stage}"), processes)
     dropout = config.transformer.label_dropout
@@ -52,10 +58,14 @@ def check_training(
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         autoencoder = build_autoencoder(config, image_channels=train.channels)
         build_discriminator(config, image_channels=train.channels)
+        models: dict[int, nn.Module] = {1: autoencoder}
         if autoencoder.quantizes or 2 in stages:
-            build_transformer(config, autoencoder, train.num_classes)
+            models[2] = build_transformer(config, autoencoder, train.num_classes)
     if 1 in stages:
         check_perceptual(config)
+    if config.init_from is not None:
+        for stage in stages:
+            check_initial(config.init_from, stage, models[stage])
     sizes = config.autoencoder
     levels = [config.data.resolution // 2**level for level in range(len(sizes.multipliers))]
     absent = [side for side in sizes.attention if side not in levels]

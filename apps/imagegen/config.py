@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = [
     "change_sampling",
     "dump_config",
     "load_config",
+    "parse_settings",
     "shipped_configs",
 ]
 
@@ -67,18 +69,57 @@ def load_config(source: str | Path, *, overrides: dict[str, Any] | None = None) 
     config = _build(Config, tree, f"config {path.name}", "")
     assert isinstance(config, Config)
     _check_together(config, path.name)
-    data = dataclasses.replace(config.data, path=_absolute(config.data.path))
+    source = config.data.path
+    if config.data.source != "huggingface" or (source and Path(source).expanduser().is_dir()):
+        source = _absolute(source)  # else the name of a data set
+    data = dataclasses.replace(
+        config.data,
+        path=source,
+        held_out_path=_absolute(config.data.held_out_path),
+        tokenizer=_absolute(config.data.tokenizer),
+    )
     perceptual = dataclasses.replace(
         config.stage1.perceptual,
         vgg=_absolute(config.stage1.perceptual.vgg),
         heads=_absolute(config.stage1.perceptual.heads),
     )
     stage1 = dataclasses.replace(config.stage1, perceptual=perceptual)
-    return dataclasses.replace(config, data=data, stage1=stage1)
+    init_from = _absolute(config.init_from)
+    return dataclasses.replace(config, data=data, stage1=stage1, init_from=init_from)
 
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).expanduser().absolute())
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Read settings as the command line takes them, for `load_config` to override others with.
+
+    Args:
+        texts: Such as "stage1.steps=1000"; a value is YAML, the last of one key counts.
+
+    Raises:
+        ConfigError: If a text is no setting.
+    """
+    settings = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            parsed = yaml.load(value, _Loader)
+        except yaml.YAMLError:
+            equals = ""
+        if not key.strip() or not equals:
+            raise ConfigError(
+                f"config: {text!r:.60} is no setting; got no KEY=VALUE with a value in YAML. Write "
+                f"for example stage1.steps=1000."
+            )
+        if isinstance(parsed, dict):
+            raise ConfigError(
+                f"config: {key}={value:.40} must be one value; got a section. Set its keys one by "
+                f"one, as in stage1.steps=1000."
+            )
+        settings[key.strip()] = parsed
+    return settings
 
 
 def change_sampling(config: Config, changes: dict[str, Any]) -> SamplingConfig:

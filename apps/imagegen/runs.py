@@ -24,9 +24,20 @@ from rqtoolkit.io.atomic import atomic_path
 
 __all__ = ["Run", "deferred_interrupt", "interruption", "resolve_device"]
 
+_FILES = (
+    "split.json",
+    "tokenizer.json",
+    "initial.json",
+    "metrics.jsonl",
+    "metrics.json",
+    "report.html",
+    "wandb-id.txt",
+)
+
 # Settings that change no result, or only its rounding: a run may go on with others.
 _FREE = (
-    {"name", "device", "parallel", "tensorboard", "wandb", "data.path", "data.workers"}
+    {"name", "device", "parallel", "tensorboard", "wandb"}
+    | {"data.path", "data.held_out_path", "data.tokenizer", "data.workers"}
     | {
         "stage1.perceptual.vgg",  # the checksums of these files must not change, see stage1
         "stage1.perceptual.heads",
@@ -90,9 +101,9 @@ class Run:
         run = cls.check(path, config, resume=resume, replace=replace)
         existing = run.path / "config.yaml"
         if replace and existing.exists():
-            for folder in (run.checkpoints, run.samples, run.cache):
+            for folder in (run.checkpoints, run.samples, run.cache, run.path / "tensorboard"):
                 shutil.rmtree(folder, ignore_errors=True)
-            for name in ("split.json", "metrics.jsonl", "metrics.json", "report.html"):
+            for name in _FILES:
                 (run.path / name).unlink(missing_ok=True)
         for folder in (run.checkpoints, run.samples):
             folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +233,7 @@ def _changes(before: Config, now: Config) -> list[str]:
 
 def _settings(config: Any, prefix: str = "") -> dict[str, Any]:
     """Return every setting by its dotted name."""
-    found = {}
+    found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name
         found |= _settings(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from imagegen.checkpointing import TrainingState, WeightAverage, load_state, save_state, writing
 from imagegen.distributed import average_over_ranks, gathered, original, synchronising, trained
 from imagegen.guards import DivergenceGuard
+from imagegen.initialize import initialize
 from imagegen.logs import open_log
 from imagegen.runs import Run, deferred_interrupt, interruption
 from imagegen.settings import StageConfig
@@ -103,6 +104,8 @@ def train_loop(
     average = WeightAverage(next(iter(inner.values())), config.weight_average)
     state = TrainingState(inner, optimizers, average)
     start = load_state(run, stage, state)
+    if start == 0:
+        initialize(run, stage, average.module)
     guard = DivergenceGuard(run, stage, config)
     begun = perf_counter() - _seconds_spent(run, stage)
     description = title = f"Stage {stage} of 2"

@@ -18,7 +18,7 @@ from torch import Tensor
 from rqtoolkit.errors import ArtifactError, RQToolkitError
 from rqtoolkit.io.atomic import atomic_path
 
-__all__ = ["check_tensors", "constructing", "read_artifact", "write_artifact"]
+__all__ = ["check_tensors", "constructing", "differences", "read_artifact", "write_artifact"]
 
 _FORMAT = "rqtoolkit"
 _VERSION = "1"
@@ -166,6 +166,23 @@ def constructing(path: str | Path) -> Iterator[None]:
         ) from error
 
 
+def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Say which tensors are missing, left over or misshaped, a phrase each.
+
+    Args:
+        expected: What there should be, by name.
+        found: What there is.
+    """
+    complaints = [f"missing {name}" for name in expected if name not in found]
+    complaints += [f"unexpected {name}" for name in found if name not in expected]
+    complaints += [
+        f"{name} has shape {tuple(found[name].shape)} in place of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    return complaints
+
+
 def check_tensors(
     path: str | Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> None:
@@ -179,13 +196,7 @@ def check_tensors(
     Raises:
         ArtifactError: If names or shapes differ.
     """
-    complaints = [f"missing {name}" for name in expected if name not in found]
-    complaints += [f"unexpected {name}" for name in found if name not in expected]
-    complaints += [
-        f"{name} has shape {tuple(found[name].shape)} in place of {tuple(expected[name].shape)}"
-        for name in expected
-        if name in found and found[name].shape != expected[name].shape
-    ]
+    complaints = differences(expected, found)
     if complaints:
         shown = "; ".join(complaints[:5]) + (
             f"; and {len(complaints) - 5} more" * (len(complaints) > 5)

@@ -25,25 +25,38 @@ def train(
     stage: Annotated[str, typer.Option(help="1, 2 or both.")] = "both",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
     seed: Annotated[int | None, typer.Option(help="In place of the configuration's.")] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(help="A run, or one model of it, to start from in place of random weights."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as stage1.steps=1000."),
+    ] = None,
 ) -> None:
     """Train both stages of a configuration in a run folder.
 
     Ctrl-C leaves a run that --resume takes up where it stopped, equal to the bit to one that was
-    never interrupted.
+    never interrupted. For several processes: torchrun --nproc-per-node 8 --no-python rqtool
+    imagegen train ...
     """
-    from imagegen.config import load_config
+    from imagegen.config import load_config, parse_settings
     from imagegen.jobs import train_run
     from rqtoolkit.errors import ConfigError
 
     stages = {"1": (1,), "2": (2,), "both": (1, 2)}
     if stage not in stages:
         raise ConfigError(f"train: --stage={stage} is not known; got none of 1, 2, both. Use one.")
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = parse_settings(settings or ())
     if data is not None:
         overrides["data.path"] = str(data.resolve())
     if seed is not None:
         overrides["seed"] = seed
-    settings = load_config(config, overrides=overrides)
+    if init_from is not None:
+        overrides["init_from"] = str(init_from)
+    resolved = load_config(config, overrides=overrides)
     with progress_bar() as progress:
-        train_run(settings, out, stages=stages[stage], resume=resume, progress=progress)
-    typer.echo(f"Trained: {out}")
+        run = train_run(resolved, out, stages=stages[stage], resume=resume, progress=progress)
+    if run.ranks.main:
+        shared = f", by {run.ranks.size} processes" if run.ranks.size > 1 else ""
+        typer.echo(f"Trained: {out}{shared}")
