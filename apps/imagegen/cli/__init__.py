@@ -6,6 +6,7 @@ from imagegen.cli.demo import demo
 from imagegen.cli.evaluate import evaluate, reconstruct
 from imagegen.cli.release import export_command, import_command
 from imagegen.cli.sample import sample
+from imagegen.cli.tokenizer import tokenizer
 from imagegen.cli.train import train
 
 __all__ = ["app", "demo"]
@@ -15,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-for command in (train, sample, evaluate, reconstruct):
+for command in (train, sample, evaluate, reconstruct, tokenizer):
     app.command()(command)
 app.command("import")(import_command)
 app.command("export")(export_command)
