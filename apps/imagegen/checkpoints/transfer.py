@@ -101,9 +101,10 @@ def export_run(run: Run, out: str | Path) -> list[str]:
     transformer = None
     if run.transformer_path.is_file():
         transformer = RQTransformer.load(run.transformer_path)
-    config, notes = run.config, []
+    config, notes = run.config, list[str]()
+    stage2 = config.stage2
     told = transformer is not None and transformer.num_classes is not None
-    shifts = count_shifts(config.stage2.shift) if told else 1
+    shifts = count_shifts(stage2.shift) if told else 1
     if shifts > 1:
         notes.append(f"left out what tells of moved images, {shifts - 1} conditions of {shifts}")
     if transformer is not None and transformer.arguments["label_dropout"] > 0:
@@ -117,7 +118,7 @@ def export_run(run: Run, out: str | Path) -> list[str]:
         dataset=_dataset(run),
         sampling=_official_sampling(config.sampling, notes),
         commitment_weight=config.stage1.commitment_weight,
-        tau=config.stage2.tau,
+        tau=stage2.tau if transformer is None else _tau(stage2, transformer),
         conditions_per_class=shifts,
     )
     return notes
@@ -167,6 +168,15 @@ def _official_sampling(settings: SamplingConfig, notes: list[str]) -> dict[str, 
         "top_k": list(kept) if isinstance(kept, tuple) else kept or None,
         "top_p": list(settings.top_p) if isinstance(settings.top_p, tuple) else settings.top_p,
     }
+
+
+def _tau(stage2: Stage2Config, transformer: RQTransformer) -> float:
+    """Return the temperature of soft targets in the units of a squared distance."""
+    codebooks = transformer.embedding.codebooks
+    if codebooks is None or not stage2.relative_tau:
+        return stage2.tau
+    norms = codebooks.square().sum(-1)
+    return stage2.tau * float(norms[norms > 0].mean())  # without padding
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -103,19 +103,27 @@ def check_official(path: Path, expected: Mapping[str, Tensor], found: Mapping[st
     Raises:
         ArtifactError: If names or shapes differ.
     """
-    complaints = [f"missing {name}" for name in expected if name not in found]
-    complaints += [f"unexpected {name}" for name in found if name not in expected]
-    complaints += [
+    misshaped = [
         f"{name} of shape {tuple(found[name].shape)} in place of {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     ]
+    complaints = [
+        *_first("missing", [name for name in expected if name not in found]),
+        *_first("unexpected", [name for name in found if name not in expected]),
+        *_first("misshaped", misshaped),
+    ]
     if complaints:
-        more = f"; and {len(complaints) - _SHOWN} more" if len(complaints) > _SHOWN else ""
         raise ArtifactError(
-            f"import: {path} does not fit the config.yaml beside it; got "
-            f"{'; '.join(complaints[:_SHOWN])}{more}. Take both from one release."
+            f"import: {path} does not fit the config.yaml beside it; got {'; '.join(complaints)}. "
+            f"Take both from one release."
         )
+
+
+def _first(title: str, names: list[str]) -> list[str]:
+    """Return a line with the first of some names, none for no names."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return [f"{title} {', '.join(names[:_SHOWN])}{more}"] if names else []
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
