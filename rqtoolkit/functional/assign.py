@@ -18,7 +18,6 @@ __all__ = [
     "level_tables",
     "nearest_codes",
     "soft_assignment",
-    "soft_codes",
     "sum_codewords",
 ]
 
@@ -163,42 +162,6 @@ def soft_assignment(x: Tensor, table: Tensor, tau: float) -> Tensor:
     """
     scores, _ = _half_distances(x, table)
     return scores.mul_(-2.0 / tau).softmax(dim=1)
-
-
-def soft_codes(
-    x: Tensor,
-    tables: Sequence[Tensor],
-    tau: float,
-    *,
-    stochastic: bool = False,
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Codes of each level, with the soft assignment each was taken from.
-
-    Args:
-        x: Vectors, shape (N, dim).
-        tables: One (K_d, dim) tensor per level.
-        tau: Temperature in the units of a squared distance, above 0.
-        stochastic: Draw each code, by one `torch.multinomial` a level, in place of taking the
-            nearest; the next residual follows the drawn one.
-        generator: Source of the draws, on the device of x.
-
-    Returns:
-        Codes (N, depth), int64, and probabilities (N, depth, largest K), 0 beyond a level's size.
-    """
-    largest = max(len(table) for table in tables)
-    codes = x.new_empty(len(x), len(tables), dtype=torch.int64)
-    probabilities = x.new_zeros(len(x), len(tables), largest)
-    residual = x
-    for level, table in enumerate(tables):
-        soft = soft_assignment(residual, table, tau)
-        probabilities[:, level, : len(table)] = soft
-        if stochastic:
-            codes[:, level] = torch.multinomial(soft, 1, generator=generator).squeeze(1)
-        else:
-            codes[:, level] = nearest_codes(residual, table)
-        residual = residual - table[codes[:, level]]
-    return codes, probabilities
 
 
 def sum_codewords(codes: Tensor, tables: Sequence[Tensor]) -> Tensor:

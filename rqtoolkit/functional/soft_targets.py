@@ -83,9 +83,9 @@ def soft_targets(
 ) -> tuple[Tensor, SoftTargets]:
     """Codes of each level, with the soft assignment each was taken from, in bounded memory.
 
-    What `soft_codes` does, level after level, but with distributions only for a chunk of vectors
-    at a time. While all N vectors fit into one chunk, the codes drawn are those of `soft_codes`
-    for the same generator; with more, each chunk is a draw of its own and the codes differ.
+    Distributions exist for a chunk of vectors at a time. Codes are drawn level after level, by one
+    `torch.multinomial` for each chunk: as in the paper's code while all vectors fit into one. With
+    more, the same generator gives other codes.
 
     Args:
         x: Vectors, shape (N, dim), float32.
@@ -101,14 +101,16 @@ def soft_targets(
     """
     codes = x.new_empty(len(x), len(tables), dtype=torch.int64)
     residuals = x.new_empty(len(x), len(tables), x.shape[1])
+    targets = SoftTargets(residuals, tuple(tables), tau)
     residual = x
     for level, table in enumerate(tables):
         residuals[:, level] = residual
         if stochastic:
+            probabilities = targets.level(level)
             for rows in chunk_slices(len(x), len(table) * x.element_size(), max_bytes):
-                soft = soft_assignment(residual[rows], table, tau)
-                codes[rows, level] = torch.multinomial(soft, 1, generator=generator).squeeze(1)
+                drawn = torch.multinomial(probabilities(rows), 1, generator=generator)
+                codes[rows, level] = drawn.squeeze(1)
         else:
             codes[:, level] = nearest_codes(residual, table, max_bytes=max_bytes)
         residual = residual - table[codes[:, level]]
-    return codes, SoftTargets(residuals, tuple(tables), tau)
+    return codes, targets

@@ -8,9 +8,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
-from rqtoolkit.functional.arguments import check_count, check_sizes
+from rqtoolkit.functional.arguments import check_count, check_rate, check_sizes
 
-__all__ = ["check_codes", "check_finite", "check_vectors", "level_sizes", "training_rows"]
+__all__ = [
+    "channels_last",
+    "check_codes",
+    "check_finite",
+    "check_fit",
+    "check_settings",
+    "check_vectors",
+    "level_sizes",
+    "temperature",
+    "training_rows",
+]
 
 
 _LARGEST = 1e15  # squares of larger values, summed, leave the range of float32
@@ -34,6 +44,77 @@ def level_sizes(
             "codebook cannot. Pass one number, or shared_codebook=False."
         )
     return sizes
+
+
+def check_settings(update: str, *, decay: float, restart_threshold: float, beam: int) -> None:
+    """Refuse training settings out of their range.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    check_rate("ResidualQuantizer", "decay", decay)
+    check_count("ResidualQuantizer", "beam", beam)
+    if not restart_threshold >= 0:
+        raise ConfigError(
+            f"ResidualQuantizer: restart_threshold={restart_threshold} has to be at least 0."
+        )
+    if update not in ("ema", "gradient"):
+        raise ConfigError(
+            f"ResidualQuantizer: update={update!r} is unknown. Choose 'ema' or 'gradient'."
+        )
+
+
+def check_fit(frozen: bool, *, iterations: int, starts: int, beam: int, rounds: int) -> None:
+    """Refuse a frozen quantizer, and numbers with which `fit` cannot work.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    if frozen:
+        raise ConfigError("ResidualQuantizer.fit: the quantizer is frozen. Make a new one.")
+    if min(iterations, starts, beam, rounds + 1) < 1:
+        raise ConfigError(
+            "ResidualQuantizer.fit: iterations, starts and beam have to be at least 1 and "
+            f"rounds at least 0; got {iterations}, {starts}, {beam} and {rounds}."
+        )
+
+
+def temperature(where: str, tau: float, tables: Sequence[Tensor], *, relative: bool) -> float:
+    """Return tau in the units of a squared distance.
+
+    Args:
+        where: Method, for the message.
+        tau: Temperature.
+        tables: Codewords of each level, (K_d, dim).
+        relative: Whether tau is in units of their mean squared norm.
+
+    Raises:
+        ConfigError: If tau is not above 0.
+    """
+    if not tau > 0:
+        raise ConfigError(f"ResidualQuantizer.{where}: tau={tau} has to be above 0.")
+    if not relative:
+        return tau
+    norm = float(torch.cat(list(tables)).square().sum(dim=1).mean())
+    return tau * max(norm, torch.finfo(torch.float32).tiny)
+
+
+def channels_last(x: Tensor, where: str, dim: int, *, channels_first: bool) -> Tensor:
+    """Return vectors with their channels on the last axis.
+
+    Raises:
+        DataError: If x is no floating-point tensor.
+        ShapeError: If it does not have dim channels.
+    """
+    check_vectors(x, where)
+    axis = 1 if channels_first else -1
+    if x.ndim < 1 + channels_first or x.shape[axis] != dim:
+        layout = "(B, dim, ...)" if channels_first else "(..., dim)"
+        raise ShapeError(
+            f"ResidualQuantizer.{where}: x has to have shape {layout} with dim={dim}; "
+            f"got shape {tuple(x.shape)}."
+        )
+    return x.movedim(axis, -1)
 
 
 def check_vectors(x: object, where: str) -> None:

@@ -1,36 +1,31 @@
 """The residual quantizer as a torch module: trained online in a network, or offline on a matrix."""
 
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from rqtoolkit.errors import ConfigError, ShapeError
-from rqtoolkit.functional.arguments import check_count, check_rate
+from rqtoolkit.errors import ConfigError
+from rqtoolkit.functional.arguments import check_count
 from rqtoolkit.functional.assign import (
     DEFAULT_MAX_BYTES,
     beam_codes,
     level_tables,
-    nearest_codes,
-    soft_codes,
     sum_codewords,
 )
 from rqtoolkit.functional.gradient import straight_through
 from rqtoolkit.functional.progress import Progress
+from rqtoolkit.functional.soft_targets import SoftTargets, soft_targets
 from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, write_artifact
-from rqtoolkit.quantizers.checks import (
-    check_codes,
-    check_finite,
-    check_vectors,
-    level_sizes,
-    training_rows,
-)
+from rqtoolkit.quantizers import checks
 from rqtoolkit.quantizers.codebook import CodebookTables
 from rqtoolkit.quantizers.fitting import kmeans_tables, refine_tables
+from rqtoolkit.quantizers.levels import quantize_levels
 from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput, SoftCodes
 
 __all__ = ["ResidualQuantizer"]
@@ -91,25 +86,13 @@ class ResidualQuantizer(nn.Module):
         beam: int = 1,
     ) -> None:
         super().__init__()
-        sizes = level_sizes(dim, depth, codebook_size, shared_codebook=shared_codebook)
-        check_rate("ResidualQuantizer", "decay", decay)
-        check_count("ResidualQuantizer", "beam", beam)
-        if not restart_threshold >= 0:
-            raise ConfigError(
-                f"ResidualQuantizer: restart_threshold={restart_threshold} has to be at least 0."
-            )
-        if update not in ("ema", "gradient"):
-            raise ConfigError(
-                f"ResidualQuantizer: update={update!r} is unknown. Choose 'ema' or 'gradient'."
-            )
-        self.dim = dim
-        self.depth = depth
+        sizes = checks.level_sizes(dim, depth, codebook_size, shared_codebook=shared_codebook)
+        checks.check_settings(update, decay=decay, restart_threshold=restart_threshold, beam=beam)
+        self.dim, self.depth = dim, depth
         self.codebook_size = list(sizes) if isinstance(codebook_size, Sequence) else sizes[0]
         self.codebook_sizes = sizes
         self.shared_codebook = shared_codebook
-        self.update = update
-        self.decay = decay
-        self.restart_threshold = restart_threshold
+        self.update, self.decay, self.restart_threshold = update, decay, restart_threshold
         self.kmeans_init = kmeans_init
         self.channels_first = channels_first
         self.beam = beam
@@ -126,10 +109,6 @@ class ResidualQuantizer(nn.Module):
     def codebooks(self) -> Tensor:
         """Tables, shape (depth, K, dim), or (1, K, dim) where shared; smaller ones zero-padded."""
         return self.state.tables.detach()
-
-    def extra_repr(self) -> str:
-        """Describe the quantizer in `print(module)`."""
-        return ", ".join(f"{name}={value!r}" for name, value in self._arguments().items())
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> QuantizerOutput:
         """Quantize greedily; in training mode, also let the codebooks learn from x.
@@ -152,31 +131,19 @@ class ResidualQuantizer(nn.Module):
             if learning and self.kmeans_init and not self.state.is_initialized:
                 self.state.start(flat.detach(), self.depth, generator)
             tables = self.state.levels(self.depth)
-            residual, partial_sum = flat.detach(), torch.zeros_like(flat)
-            residuals, codes = [], []
-            commitment_loss = codebook_loss = flat.new_zeros(())
-            for table in tables:
-                residuals.append(residual)
-                codes.append(nearest_codes(residual, table.detach()))
-                codeword = F.embedding(codes[-1], table)
-                if self.update == "gradient":
-                    codebook_loss = codebook_loss + _mean_square(residual - codeword)
-                codeword = codeword.detach()
-                partial_sum = partial_sum + codeword
-                commitment_loss = commitment_loss + _mean_square(flat - partial_sum)
-                residual = residual - codeword
-            stacked = torch.stack(codes, dim=1)
+            done = quantize_levels(flat, tables, codebook_loss=self.update == "gradient")
             if learning and (self.state.is_initialized or not self.kmeans_init):
-                weights = residuals[0].isfinite().all(dim=1).float()
-                clean = [torch.where(weights[:, None] > 0, r, 0) for r in residuals]
-                self.state.update(clean, stacked, weights, generator)
-            quantized = straight_through(flat, partial_sum) if flat.requires_grad else partial_sum
+                weights = flat.isfinite().all(dim=1).float()
+                clean = [torch.where(weights[:, None] > 0, r, 0) for r in done.residuals]
+                self.state.update(clean, done.codes, weights, generator)
+            quantized = done.quantized
+            quantized = straight_through(flat, quantized) if flat.requires_grad else quantized
         return QuantizerOutput(
             quantized=self._restore(quantized, shape).to(x.dtype),
-            codes=stacked.reshape(*shape, self.depth),
-            commitment_loss=commitment_loss / self.depth,
-            codebook_loss=codebook_loss / self.depth,
-            stats=CodeStats(stacked, self.codebook_sizes),
+            codes=done.codes.reshape(*shape, self.depth),
+            commitment_loss=done.commitment_loss,
+            codebook_loss=done.codebook_loss,
+            stats=CodeStats(done.codes, self.codebook_sizes),
         )
 
     @torch.no_grad()
@@ -212,7 +179,7 @@ class ResidualQuantizer(nn.Module):
             raise ConfigError(f"{where}: depth={depth} exceeds the quantizer's {self.depth}.")
         flat, shape = self._flatten(x, "encode")
         if not torch.compiler.is_compiling():
-            check_finite(flat, "encode")
+            checks.check_finite(flat, "encode")
         with torch.autocast(x.device.type, enabled=False):
             codes = beam_codes(flat, self.state.levels(depth), beam, max_bytes=max_bytes)
         return codes.reshape(*shape, depth)
@@ -230,24 +197,17 @@ class ResidualQuantizer(nn.Module):
             ShapeError: If d exceeds the quantizer's depth.
             DataError: If a code is no integer or out of range.
         """
-        flat = check_codes(codes, self.codebook_sizes, "decode")
+        flat = checks.check_codes(codes, self.codebook_sizes, "decode")
         vectors = sum_codewords(flat, self._levels(flat.shape[1]))
         return self._restore(vectors, codes.shape[:-1])
 
     def partial_sums(self, codes: Tensor) -> Tensor:
-        """Sums of the first 1, 2, … d codewords.
-
-        Args:
-            codes: Shape (..., d), integers, d between 1 and depth.
+        """Sums of the first 1, 2, … d codewords; arguments and errors as in `decode`.
 
         Returns:
             Vectors, channels last: shape (..., d, dim), float32.
-
-        Raises:
-            ShapeError: If d exceeds the quantizer's depth.
-            DataError: If a code is no integer or out of range.
         """
-        flat = check_codes(codes, self.codebook_sizes, "partial_sums")
+        flat = checks.check_codes(codes, self.codebook_sizes, "partial_sums")
         tables = self._levels(flat.shape[1])
         codewords = [table[flat[:, level]] for level, table in enumerate(tables)]
         return torch.stack(codewords, dim=1).cumsum(dim=1).reshape(*codes.shape, self.dim)
@@ -263,6 +223,9 @@ class ResidualQuantizer(nn.Module):
         generator: torch.Generator | None = None,
     ) -> SoftCodes:
         """Codes with the distribution Q(k | r) = softmax(−‖r − e_k‖² / tau) of each level.
+
+        The distributions take N · depth · codebook_size numbers; `soft_targets` keeps what they
+        follow from.
 
         Args:
             x: Vectors, shape (..., dim), or (B, dim, ...) with channels_first.
@@ -283,20 +246,42 @@ class ResidualQuantizer(nn.Module):
         References:
             Lee et al., CVPR 2022, section 3.2.3 (soft labels and stochastic sampling).
         """
-        if not tau > 0:
-            raise ConfigError(f"ResidualQuantizer.soft_codes: tau={tau} has to be above 0.")
-        flat, shape = self._flatten(x, "soft_codes")
+        settings: dict[str, Any] = {"relative": relative, "stochastic": stochastic}
+        settings |= {"generator": generator, "max_bytes": sys.maxsize}
+        codes, soft = self.soft_targets(x, tau, **settings)
+        return SoftCodes(codes, soft.probabilities())
+
+    @torch.no_grad()
+    def soft_targets(
+        self,
+        x: Tensor,
+        tau: float,
+        *,
+        relative: bool = False,
+        stochastic: bool = False,
+        generator: torch.Generator | None = None,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> tuple[Tensor, SoftTargets]:
+        """Do what `soft_codes` does in bounded memory, for the loss of `RQTransformer`.
+
+        While the distributions of one level fit into max_bytes, a generator draws the codes that
+        it draws there; beyond that, vectors are drawn chunk by chunk.
+
+        Args:
+            x: As for `soft_codes`, and so is what is not described here, with its errors.
+            max_bytes: Bound on the distributions held at once.
+
+        Returns:
+            Codes (..., depth), and the soft targets with residuals (..., depth, dim).
+        """
+        flat, shape = self._flatten(x, "soft_targets")
         tables = self._levels(self.depth)
-        if relative:
-            norm = float(torch.cat(tables).square().sum(dim=1).mean())
-            tau *= max(norm, torch.finfo(torch.float32).tiny)
-        with torch.autocast(x.device.type, enabled=False):
-            codes, probabilities = soft_codes(
-                flat, tables, tau, stochastic=stochastic, generator=generator
-            )
-        return SoftCodes(
-            codes.reshape(*shape, self.depth), probabilities.reshape(*shape, self.depth, -1)
+        tau = checks.temperature("soft_targets", tau, tables, relative=relative)
+        codes, soft = soft_targets(
+            flat, tables, tau, stochastic=stochastic, generator=generator, max_bytes=max_bytes
         )
+        residuals = soft.residuals.reshape(*shape, self.depth, self.dim)
+        return codes.reshape(*shape, self.depth), replace(soft, residuals=residuals)
 
     @torch.no_grad()
     def fit(
@@ -333,16 +318,12 @@ class ResidualQuantizer(nn.Module):
             ConfigError: If a number is out of range.
             MissingDependencyError: If faiss is not installed.
         """
-        if self.frozen:
-            raise ConfigError("ResidualQuantizer.fit: the quantizer is frozen. Make a new one.")
-        if min(iterations, starts, beam, rounds + 1) < 1:
-            raise ConfigError(
-                "ResidualQuantizer.fit: iterations, starts and beam have to be at least 1 and "
-                f"rounds at least 0; got {iterations}, {starts}, {beam} and {rounds}."
-            )
+        checks.check_fit(
+            self.frozen, iterations=iterations, starts=starts, beam=beam, rounds=rounds
+        )
         if max_rows is None:
             max_rows = _FIT_ROWS_PER_CODE * max(self.codebook_sizes)
-        x = training_rows(X, self.dim, max(self.codebook_sizes), max_rows, seed)
+        x = checks.training_rows(X, self.dim, max(self.codebook_sizes), max_rows, seed)
         x = x.to(self.state.tables.device)
         self.beam = beam
         sizes = self.state.codebook_sizes
@@ -394,32 +375,24 @@ class ResidualQuantizer(nn.Module):
         quantizer.state.load_state_dict({**quantizer.state.state_dict(), **tensors})
         return quantizer.eval()
 
+    def extra_repr(self) -> str:
+        """Describe the quantizer in `print(module)`."""
+        return ", ".join(f"{name}={value!r}" for name, value in self._arguments().items())
+
     def _arguments(self) -> dict[str, object]:
         names = ("dim", "depth", "codebook_size", "shared_codebook", "update", "decay")
         more = ("restart_threshold", "kmeans_init", "channels_first", "beam")
         return {name: getattr(self, name) for name in names + more}
 
     def _levels(self, depth: int) -> list[Tensor]:
-        """Tables of the first levels, without gradients."""
+        """Return the tables of the first levels, without gradients."""
         return level_tables(self.codebooks, self.state.codebook_sizes, depth)
 
     def _flatten(self, x: Tensor, where: str) -> tuple[Tensor, torch.Size]:
         """Return x as (N, dim) float32, and the shape of its other axes."""
-        check_vectors(x, where)
-        axis = 1 if self.channels_first else -1
-        if x.ndim < 1 + self.channels_first or x.shape[axis] != self.dim:
-            layout = "(B, dim, ...)" if self.channels_first else "(..., dim)"
-            raise ShapeError(
-                f"ResidualQuantizer.{where}: x has to have shape {layout} with dim={self.dim}; "
-                f"got shape {tuple(x.shape)}."
-            )
-        last = x.movedim(axis, -1)
+        last = checks.channels_last(x, where, self.dim, channels_first=self.channels_first)
         return last.reshape(-1, self.dim).float(), last.shape[:-1]
 
     def _restore(self, flat: Tensor, shape: Sequence[int]) -> Tensor:
         vectors = flat.reshape(*shape, self.dim)
         return vectors.movedim(-1, 1) if self.channels_first else vectors
-
-
-def _mean_square(x: Tensor) -> Tensor:
-    return x.square().sum() / max(x.numel(), 1)
