@@ -69,12 +69,12 @@ def load_config(source: str | Path, *, overrides: dict[str, Any] | None = None) 
     config = _build(Config, tree, f"config {path.name}", "")
     assert isinstance(config, Config)
     _check_together(config, path.name)
-    source = config.data.path
-    if config.data.source != "huggingface" or (source and Path(source).expanduser().is_dir()):
-        source = _absolute(source)  # else the name of a data set
+    images = config.data.path
+    if config.data.source != "huggingface" or (images and Path(images).expanduser().is_dir()):
+        images = _absolute(images)  # else the name of a data set
     data = dataclasses.replace(
         config.data,
-        path=source,
+        path=images,
         held_out_path=_absolute(config.data.held_out_path),
         tokenizer=_absolute(config.data.tokenizer),
     )
