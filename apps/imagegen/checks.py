@@ -11,6 +11,7 @@ from imagegen.logs import check_loggers
 from imagegen.settings import Config, StageConfig
 from imagegen.stage1 import build_autoencoder, build_discriminator, check_perceptual
 from imagegen.stage2 import build_transformer
+from imagegen.text import load_tokenizer
 from rqtoolkit.errors import ConfigError, ShapeError
 
 __all__ = ["check_training"]
@@ -49,18 +50,30 @@ def check_training(
     check_loggers(config)
     for stage in stages:
         _check_batch(f"stage{stage}", getattr(config, f"stage{stage}"), processes)
+    tokenizer = None
+    if config.data.tokenizer is not None:
+        tokenizer = load_tokenizer(config.data.tokenizer, length=config.transformer.text_length)
+        if train.texts is None or held_out.texts is None:
+            raise ConfigError(
+                f"train: data.tokenizer={config.data.tokenizer} needs images with texts; got none. "
+                f"Set it to null, or name the texts' column."
+            )
     dropout = config.transformer.label_dropout
-    if dropout and train.num_classes is None:
+    if dropout and train.num_classes is None and tokenizer is None:
         raise ConfigError(
-            f"train: transformer.label_dropout={dropout} needs images with classes; got none. "
-            f"Set it to 0."
+            f"train: transformer.label_dropout={dropout} needs images with classes or texts; got "
+            f"neither. Set it to 0."
         )
+    if 2 in stages:
+        _check_cache(config)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         autoencoder = build_autoencoder(config, image_channels=train.channels)
         build_discriminator(config, image_channels=train.channels)
         models: dict[int, nn.Module] = {1: autoencoder}
         if autoencoder.quantizes or 2 in stages:
-            models[2] = build_transformer(config, autoencoder, train.num_classes)
+            models[2] = build_transformer(
+                config, autoencoder, train.num_classes, tokenizer=tokenizer
+            )
     if 1 in stages:
         check_perceptual(config)
     if config.init_from is not None:
@@ -73,6 +86,16 @@ def check_training(
         raise ConfigError(
             f"train: autoencoder.attention={list(sizes.attention)} names resolutions that do not "
             f"occur: {absent}; got levels of {levels}. Choose among those, or set it to []."
+        )
+
+
+def _check_cache(config: Config) -> None:
+    """Refuse copies of every image that would all be the same."""
+    data, copies = config.data, config.stage2.cache
+    if copies > 1 and data.crop == "center" and not data.flip and not config.stage2.shift:
+        raise ConfigError(
+            f"train: stage2.cache={copies} keeps copies that nothing would tell apart; got "
+            f"data.crop=center, data.flip=false and stage2.shift=0. Set it to 1, or change those."
         )
 
 

@@ -16,7 +16,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +118,11 @@ class CodeCache:
             DataError: If a latent is beyond the range of float16.
         """
         ranks = ranks or Ranks()
-        if ranks.main:
-            self._prepare()
-        ranks.wait()
+        ranks.together(lambda: self._prepare() if ranks.main else None)
         names = itertools.product(range(self.copies), range(self._shards))
         missing = [name for name in names if not self._path(*name).exists()]
-        if ranks.main and missing:
-            self._check_room(len(missing))
-        ranks.wait()  # nobody writes before all have looked
-        mine = missing[ranks.rank :: ranks.size]
-        encoded = self._encode(mine, workers)
+        ranks.together(lambda: self._check_room(len(missing)))  # all have looked before one writes
+        work = self._write_shards(missing[ranks.rank :: ranks.size], workers)
         total = self.copies * self._shards
         description = (
             f"Encoding {len(self.data):,} images × {self.copies} as {self.kind}, "
@@ -135,10 +130,7 @@ class CodeCache:
         )
         for done in range(0, len(missing), ranks.size):
             report(progress, description, total - len(missing) + done, total)
-            if done // ranks.size < len(mine):
-                with atomic_path(self._path(*mine[done // ranks.size])) as temporary:
-                    np.save(temporary, next(encoded), allow_pickle=False)
-            ranks.wait()  # so that no process is more than a shard ahead, or waits for a dead one
+            ranks.together(partial(next, work, None))  # one shard each, or the end
         report(progress, description, total, total)
 
     def read(self, rows: np.ndarray, copies: np.ndarray) -> np.ndarray:
@@ -220,8 +212,8 @@ class CodeCache:
                 f"stage2.cache, or make room."
             )
 
-    def _encode(self, names: list[tuple[int, int]], workers: int) -> Iterator[np.ndarray]:
-        """Yield the records of shards (copy, shard), one after the other."""
+    def _write_shards(self, names: list[tuple[int, int]], workers: int) -> Iterator[Path]:
+        """Encode and write shards (copy, shard); yields the path of each when it is there."""
         tasks = [
             [Task(rows, copy * len(self.data) + rows) for rows in self._parts(shard)]
             for copy, shard in names
@@ -229,7 +221,7 @@ class CodeCache:
         reader = read_tasks(
             self.data, itertools.chain.from_iterable(tasks), seed=self.seed, workers=workers
         )
-        for (copy, _), parts in zip(names, tasks, strict=True):
+        for (copy, shard), parts in zip(names, tasks, strict=True):
             records = np.empty(sum(len(part.rows) for part in parts), self.record)
             done = 0
             for batch in itertools.islice(reader, len(parts)):
@@ -243,7 +235,16 @@ class CodeCache:
                 part["row"], part["shift"] = batch.rows.numpy(), shifts.numpy()
                 part["values"] = self._narrow(values)
                 done += len(shifts)
-            yield records
+            path = self._path(copy, shard)
+            try:
+                with atomic_path(path) as temporary:
+                    np.save(temporary, records, allow_pickle=False)
+            except OSError as error:
+                raise ArtifactError(
+                    f"code cache: {path} cannot be written; got {error.strerror or error}. Make "
+                    f"room, or access, and go on with --resume: the shards before it stay."
+                ) from error
+            yield path
 
     def _parts(self, shard: int) -> list[np.ndarray]:
         """Return the rows of a shard as parts that are read and encoded at once."""

@@ -1,4 +1,4 @@
-"""The code cache: what it holds, beside encoding by hand; stopped builds, stale and damaged ones."""
+"""The code cache: what it holds, beside encoding by hand; builds that stop, go stale or break."""
 
 import json
 import shutil
