@@ -5,6 +5,7 @@ is one of the seed and of its number in the whole training. Neither knows of wor
 resumption, so none of these can change what a model is trained on.
 """
 
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -271,6 +272,8 @@ def _read_ahead(
     Workers start by forkserver: a forked one inherits the locks of threads that it does not have,
     and hangs in faiss or OpenMP once the parent has used them.
     """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])  # torch is imported once, not by each
     loader = DataLoader(
         reader,
         batch_size=None,
@@ -278,7 +281,7 @@ def _read_ahead(
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_interrupts,
-        multiprocessing_context="forkserver",
+        multiprocessing_context=context,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: torch's default one belongs to the training
     )

@@ -177,9 +177,7 @@ def test_broken_images_are_named_and_replaced_by_the_next_that_can_be_read(caplo
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_many_broken_images_are_refused(workers):
     data = Faulty(30, frozenset({2, 9, 11, 20}), 3)
-    message = (
-        r"image \d+; image \d+; image \d+ and 1 more cannot be read as an image; got 4 broken"
-    )
+    message = r"image \d+; image \d+; image \d+ and 1 more cannot be read as an image; got 4 broken"
     with pytest.raises(ArtifactError, match=message):
         list(batches(data, batch_size=10, steps=3, seed=0, workers=workers))
     with pytest.raises(ArtifactError, match="got 1 broken of 3, where 0 may be skipped"):
