@@ -88,6 +88,11 @@ class Release:
         name = (stage1.parent if stage1 != folder or stage2 else folder).name
         return cls(name, stage1, stage2, autoencoder, transformer, dataset)
 
+    @property
+    def text_length(self) -> int | None:
+        """Tokens of a text condition, None for other models."""
+        return self.transformer.transformer.get("text_length") if self.transformer else None
+
     def load(
         self, *, ema: bool = False, device: str | torch.device = "cpu"
     ) -> tuple[RQVAE, RQTransformer | None, list[str]]:

@@ -22,6 +22,8 @@ from imagegen.settings import (
     TransformerConfig,
 )
 from imagegen.shifts import count_shifts
+from imagegen.text import Tokenizer, load_tokenizer
+from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.progress import Progress, report
 from rqtoolkit.io.atomic import atomic_folder
 from rqtoolkit.transformer import RQTransformer
@@ -39,7 +41,12 @@ _DATA = {
 
 
 def import_run(
-    folder: str | Path, out: str | Path, *, ema: bool = False, progress: Progress | None = None
+    folder: str | Path,
+    out: str | Path,
+    *,
+    ema: bool = False,
+    tokenizer: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Write a release as a run folder: sampled, evaluated and gone on from as any run.
 
@@ -50,6 +57,8 @@ def import_run(
         folder: As for `imagegen.import_release`.
         out: New run folder.
         ema: As for `imagegen.import_release`.
+        tokenizer: What `imagegen.text.load_tokenizer` reads, for a model of texts: releases name
+            theirs and do not hold it.
         progress: Called as progress(description, done, total).
 
     Returns:
@@ -57,9 +66,10 @@ def import_run(
 
     Raises:
         ArtifactError: As `import_release` does, or if `out` is there already.
-        ConfigError: As `import_release` does.
+        ConfigError: As `import_release` does, or if the tokenizer does not fit the model.
     """
     release = Release.open(folder)
+    words = _tokenizer(release, tokenizer)
     files = [release.stage1 / "config.yaml", find_checkpoint(release.stage1)]
     if release.stage2:
         files += [release.stage2 / "config.yaml", find_checkpoint(release.stage2)]
@@ -72,6 +82,10 @@ def import_run(
         autoencoder.save(run.autoencoder_path)
         if transformer is not None:
             transformer.save(run.transformer_path)
+        if words is not None:
+            words.save(temporary / "tokenizer.json")
+        elif release.text_length is not None:
+            notes.append("texts need a tokenizer: import with --tokenizer to sample from them")
         report(progress, "Importing", 2, 3)
         provenance = {
             "format": "rq-vae-transformer",
@@ -122,6 +136,24 @@ def export_run(run: Run, out: str | Path) -> list[str]:
         conditions_per_class=shifts,
     )
     return notes
+
+
+def _tokenizer(release: Release, path: str | Path | None) -> Tokenizer | None:
+    """Load the tokenizer of a release, and refuse one that is not its own."""
+    if path is None:
+        return None
+    if release.text_length is None or release.transformer is None:
+        raise ConfigError(
+            f"import: tokenizer={path} has no use; got a release without texts. Leave it out."
+        )
+    tokenizer = load_tokenizer(path, length=release.text_length)
+    rows = release.transformer.transformer["text_vocab"]
+    if tokenizer.vocabulary > rows:
+        raise ConfigError(
+            f"import: tokenizer={path} has {tokenizer.vocabulary} tokens; got a model of {rows}. "
+            f"Take the tokenizer it was trained with."
+        )
+    return tokenizer
 
 
 def _run_config(release: Release) -> Config:

@@ -19,12 +19,16 @@ def import_command(
     ema: Annotated[
         bool, typer.Option("--ema", help="Take state_dict_ema, the average over training.")
     ] = False,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="tokenizer.json, or the folder of the authors' vocabulary and merges."),
+    ] = None,
 ) -> None:
     """Read a checkpoint of the paper's authors as a run, to sample, evaluate and go on from."""
     from imagegen.checkpoints.transfer import import_run
 
     with progress_bar() as progress:
-        notes = import_run(release, out, ema=ema, progress=progress)
+        notes = import_run(release, out, ema=ema, tokenizer=tokenizer, progress=progress)
     for note in notes:
         typer.echo(f"Note: {note}", err=True)
     typer.echo(f"Imported: {out}")

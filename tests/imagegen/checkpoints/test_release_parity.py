@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from benchmarks.parity import compare_release
 
+from benchmarks.parity import compare_release
 from imagegen import export_release, import_release
 
 

@@ -17,6 +17,7 @@ from imagegen.autoencoder import RQVAE
 from imagegen.config import load_config
 from imagegen.jobs import train_run
 from imagegen.runs import Run
+from imagegen.text import load_run_tokenizer
 from rqtoolkit import RQTransformer
 from rqtoolkit.cli.app import main
 
@@ -178,6 +179,31 @@ def test_which_of_two_sets_of_weights(tmp_path, capsys):
     run_command("import", tmp_path / "release", "--out", tmp_path / "run", "--ema")
     assert "took state_dict_ema, not state_dict" in capsys.readouterr().err
     assert json.loads((tmp_path / "run/provenance.json").read_text())["weights"] == "state_dict_ema"
+
+
+def test_a_model_of_texts_is_told_with_the_tokenizer_given(tmp_path, capsys):
+    text = changed(STAGE2, arch__vocab_size_cond=9, arch__block_size_cond=3)
+    write_release(tmp_path / "release", STAGE1, text)
+    run_command("import", tmp_path / "release", "--out", tmp_path / "mute")
+    assert "texts need a tokenizer" in capsys.readouterr().err
+    pytest.importorskip("tokenizers")
+    folder = tmp_path / "words"
+    folder.mkdir()
+    names = ["[UNK]", "[PAD]", "a", "b", "c</w>", "ab", "abc</w>"]
+    (folder / "bpe-vocab.json").write_text(json.dumps({n: i for i, n in enumerate(names)}))
+    (folder / "bpe-merges.txt").write_text("a b\nab c</w>\n")
+    run_command("import", tmp_path / "release", "--out", tmp_path / "run", "--tokenizer", folder)
+    run = Run.open(tmp_path / "run")
+    assert run.config.transformer.text_length == 3
+    assert load_run_tokenizer(run).encode(["ABC"]).tolist() == [[6, 1, 1]]
+    (folder / "bpe-vocab.json").write_text(
+        json.dumps({n: i for i, n in enumerate([*names, *"xyz"])})
+    )
+    arguments = ["--out", str(tmp_path / "no"), "--tokenizer", str(folder)]
+    assert main(["imagegen", "import", str(tmp_path / "release"), *arguments]) == 2
+    assert "has 10 tokens; got a model of 9" in capsys.readouterr().err
+    assert main(["imagegen", "import", str(tmp_path / "release/stage1"), *arguments]) == 2
+    assert "has no use" in capsys.readouterr().err
 
 
 def test_weights_of_half_precision_become_float32(tmp_path):
