@@ -2,6 +2,7 @@
 
 import typer
 
+from imagegen.cli.codec import compress, decompress
 from imagegen.cli.demo import demo
 from imagegen.cli.evaluate import evaluate, reconstruct
 from imagegen.cli.release import export_command, import_command
@@ -16,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-for command in (train, sample, evaluate, reconstruct, tokenizer):
+for command in (train, sample, evaluate, reconstruct, compress, decompress, tokenizer):
     app.command()(command)
 app.command("import")(import_command)
 app.command("export")(export_command)
