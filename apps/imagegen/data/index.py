@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,10 +47,10 @@ def cached_index(
     cached = cache_folder() / f"{kind}-{digest[:32]}.npz"
     if cached.is_file():
         try:
-            with np.load(cached, allow_pickle=False) as file:
+            with cached.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, KeyError):
-            pass  # cut off by a full disk: built again
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            pass  # damaged: built again
     index = build(path)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)

@@ -9,10 +9,7 @@ import pytest
 from PIL import Image
 
 from imagegen.data import ImageSet, batches, open_images
-from imagegen.data.index import cached_index
-from imagegen.data.shards import find_shards
 from imagegen.data.stored import StoredImages
-from rqtoolkit.errors import ArtifactError, ConfigError, DataError
 
 SIDE = 6
 CLASSES = ("cat", "dog", "owl")
