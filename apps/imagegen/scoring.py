@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 
+from imagegen.classifiers import images_to_learn_from
 from imagegen.config import load_config, shipped_configs
 from imagegen.data import ImageSet
 from imagegen.evaluate import NEIGHBOURS, evaluate_samples, train_classifier
-from imagegen.jobs import draw_from_run, load_models, load_split, write_samples
+from imagegen.jobs import load_models, load_split
 from imagegen.reconstruct import encode_images, reconstruct, reconstruction_errors
 from imagegen.report import ReportContent, render_report
 from imagegen.runs import Run, deferred_interrupt
 from imagegen.sample import Samples
+from imagegen.sample_files import write_samples
+from imagegen.sample_jobs import draw_from_run
 from imagegen.shifts import conditions
 from imagegen.stage2 import held_out_bits
 from rqtoolkit.errors import DataError
@@ -71,7 +74,8 @@ def evaluate_run(
     """
     begun = perf_counter()
     autoencoder, transformer = load_models(run)
-    train, held_out = load_split(run, progress)
+    all_training, held_out = load_split(run, progress)
+    train = images_to_learn_from(all_training, progress=progress)
     _check(run, held_out)
     levels = reconstruct(autoencoder, held_out.images)
     codes = encode_images(autoencoder, held_out.images)

@@ -13,9 +13,10 @@ from imagegen.autoencoder import RQVAE
 from imagegen.data import ImageSet
 from imagegen.evaluate import Classifier, frechet_distance, neighbour_scores, train_classifier
 from imagegen.images import to_float, to_uint8
-from imagegen.jobs import draw_from_run, load_models, load_split
+from imagegen.jobs import load_models, load_split
 from imagegen.reconstruct import encode_images, reconstruct, reconstruction_errors
 from imagegen.runs import Run
+from imagegen.sample_jobs import draw_from_run
 from imagegen.stage2 import held_out_bits
 from rqtoolkit.functional.rate_distortion import bits_per_vector, entropy_per_depth, usage
 

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 from imagegen.cli import app
 from imagegen.config import dump_config, load_config
 from imagegen.data import open_images
-from imagegen.jobs import draw_from_run, load_models, train_run
+from imagegen.evaluate import classifier
+from imagegen.jobs import load_models, train_run
 from imagegen.reconstruct import encode_images, reconstruct, reconstruction_errors
 from imagegen.runs import Run
+from imagegen.sample_jobs import draw_from_run
 from imagegen.scoring import evaluate_run
 from rqtoolkit.errors import ArtifactError, ConfigError, DataError
 
@@ -35,6 +37,14 @@ TINY = {
     "stage2.steps": 4,
     "stage2.batch_size": 8,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_classifier():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "LEAST_IMAGES", 640)
+        patch.setattr(classifier, "PASSES", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +133,7 @@ def test_sample_settings_may_differ_by_level(run_folder, tmp_path):
         (("--top-k", "1,2,3"), "must hold one number a level"),
         (("--top-p", "0"), "top_p=0.0 is out of range"),
         (("--seed", "-1"), "seed=-1 must be at least 0"),
-        (("--num", "10000000000"), "num=10000000000 must be between 1 and 1000000"),
+        (("--num", "10000000000"), "num=10000000000 must be between 1 and 10000000"),
         (("--num", "0"), "num=0 must be between 1 and"),
         (("--top-k", "many"), "--top-k=many must be whole numbers"),
     ],
@@ -191,7 +201,10 @@ def test_evaluate_writes_the_report_and_prints_json_alone(run_folder):
 
 def test_reconstruct_takes_held_out_images_or_a_folder(run_folder, tmp_path):
     text = invoke("reconstruct", run_folder, "--out", tmp_path / "held_out")
-    assert "relative error at depth 2" in text
+    header, first, second = text.splitlines()[:3]
+    assert header.split() == ["depth", "bits", "per", "image", "relative", "error", "PSNR,", "dB"]
+    assert first.split()[:2] == ["1", "48"]  # 4 x 4 positions of 3 bits
+    assert second.split()[:2] == ["2", "96"]
     assert len(list((tmp_path / "held_out").glob("0*.png"))) == 360
     folder = tmp_path / "mine"
     folder.mkdir()
