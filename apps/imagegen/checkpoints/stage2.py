@@ -274,7 +274,9 @@ def transformer_from_official(
             ours[name] = _tables(official["tok_emb.weight"], tensor.shape, sizes)
         else:
             pieces = [official[piece] for piece in _official_names(name)]
-            ours[name] = torch.cat(pieces).view(tensor.shape)
+            # A single piece is not copied: the largest models fill the memory twice otherwise.
+            whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            ours[name] = whole.view(tensor.shape)
     return ours
 
 

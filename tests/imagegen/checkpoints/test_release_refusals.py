@@ -9,7 +9,9 @@ import yaml
 from reference_release import STAGE1, STAGE2, changed, stage1_state, stage2_state, write_release
 
 from imagegen import import_release
+from imagegen.checkpoints.official_config import OfficialConfig
 from imagegen.checkpoints.release import Release
+from imagegen.checkpoints.stage1 import autoencoder_arguments
 from rqtoolkit.cli.app import main
 from rqtoolkit.errors import ArtifactError, ConfigError
 
@@ -58,6 +60,21 @@ def test_code_in_a_configuration_is_refused_and_not_run(release, tmp_path, capsy
     path.write_text(f"arch: !!python/object/apply:os.mkdir ['{tmp_path / 'ran'}']\n")
     assert "not plain YAML" in _refused(capsys, release, tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_configurations_dumped_from_an_easydict_are_read_as_data(release):
+    """What yaml.dump makes of one: every section twice, as items and as attributes."""
+
+    def dumped(value, indent):
+        if not isinstance(value, dict):
+            return f" {value!r}".lower() if isinstance(value, bool) else f" {value!r}"
+        pad = "\n" + "  " * indent
+        items = "".join(f"{pad}  {key}:{dumped(v, indent + 2)}" for key, v in value.items())
+        return f" !!python/object/new:easydict.EasyDict{pad}dictitems:{items}{pad}state: {{}}"
+
+    text = dumped(STAGE1, 0).replace("[4, 4, 4]", "!!python/tuple [4, 4, 4]")
+    (release / "stage1/config.yaml").write_text(text.lstrip())
+    assert Release.open(release).autoencoder == autoencoder_arguments(OfficialConfig(STAGE1, ""))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
