@@ -73,7 +73,8 @@ class GaussianBottleneck(nn.Module):
         kl_loss = 0.5 * (mean.square() + variance - 1 - log_variance).sum() / len(x)
         latents = mean
         if self.training:
-            noise = torch.empty_like(mean).normal_(generator=generator)
+            # in an order that does not depend on how the maps lie in memory
+            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
             latents = mean + variance.sqrt() * noise
         return GaussianOutput(latents.to(x.dtype), mean.to(x.dtype), kl_loss)
 

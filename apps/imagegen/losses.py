@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 __all__ = [
     "AdaptiveWeight",
@@ -145,7 +146,7 @@ class AdaptiveWeight:
         assert self.input is not None, "the decoder has to run first"
         both = torch.cat([reconstruction, adversarial], dim=1).to(self.input.dtype)
         outputs, inputs, *kernel = self.last.weight.shape
-        slopes = torch.nn.grad.conv2d_weight(
+        slopes = conv2d_weight(
             self.input, (2 * outputs, inputs, *kernel), both, padding=self.last.padding
         ).float()
         if self.average is not None:

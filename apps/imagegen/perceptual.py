@@ -111,7 +111,7 @@ class Perceptual(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             for number, (a, b) in enumerate(zip(self._layers(x), self._layers(y), strict=True)):
                 difference = (_unit(a) - _unit(b)).square()
-                head = cast(Tensor, self.get_buffer(f"head{number}"))
+                head = self.get_buffer(f"head{number}")
                 total = total + torch.einsum("bchw,c->bhw", difference, head).mean((1, 2))
         return total
 
@@ -179,7 +179,7 @@ def load_perceptual(
     files = [WeightsFile(str(path), _sha256(path)) for path in (vgg, heads)]
     model = Perceptual(read_vgg, read_heads, files=files)
     model.features.to(dtype)
-    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _read(path: str | Path, expected: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:

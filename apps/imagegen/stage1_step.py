@@ -7,7 +7,7 @@ reconstruction serve both sides, since its weights do not move in between.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,7 @@ class Adversary:
             self._follow(figures)
             figures["lecam"] = lecam_penalty(logits_real, logits_fake, self.averages)
             loss = loss + self.penalty_weight * figures["lecam"]
-        (share * loss).backward()  # type: ignore[no-untyped-call]
+        (share * loss).backward()
         return self.weight * self.strength(step) * weight * pull, figures
 
     @torch.no_grad()
@@ -194,4 +194,4 @@ class Stage1Step:
                 return plain
             return {**plain, "usage": output.stats.usage, "perplexity": output.stats.perplexity}
 
-        return cast(Tensor, (loss + own).detach()), read
+        return (loss + own).detach(), read
