@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from imagegen.distributed import copy_into, gathered
+from imagegen.distributed import copy_into, gathered, is_divided, own_share
 from imagegen.runs import Run
 from rqtoolkit.errors import ArtifactError
 from rqtoolkit.io.artifact import check_tensors, read_artifact, write_artifact
@@ -40,7 +39,7 @@ class WeightAverage:
         """Take in the current parameters."""
         decay = min(self.decay, self.count / (self.count + 9))
         for name, parameter in self.module.named_parameters():
-            _local(self.values[name]).lerp_(_local(parameter.detach()), 1 - decay)
+            own_share(self.values[name]).lerp_(own_share(parameter.detach()), 1 - decay)
         self.count += 1
 
     @contextmanager
@@ -59,12 +58,7 @@ class WeightAverage:
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self.module.named_parameters():
-            _local(parameter).copy_(_local(values[name]))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Return the share of a tensor that this process holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            own_share(parameter).copy_(own_share(values[name]))
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ class TrainingState:
         """Take the place of what `tensors` returned after `averaged` updates of the average."""
         for name, model in self.models.items():
             own = model.state_dict()
-            shares = {k for k, v in own.items() if isinstance(v, DTensor)}
+            shares = {k for k, v in own.items() if is_divided(v)}
             for key in shares:
                 copy_into(own[key], tensors[f"model.{name}.{key}"])
             whole = {k: tensors[f"model.{name}.{k}"] for k in own if k not in shares}

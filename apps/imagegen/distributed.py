@@ -15,14 +15,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rqtoolkit.errors import RQToolkitError
@@ -32,8 +24,10 @@ __all__ = [
     "average_over_ranks",
     "copy_into",
     "gathered",
+    "is_divided",
     "join",
     "original",
+    "own_share",
     "spread",
     "synchronising",
     "trained",
@@ -106,6 +100,9 @@ def join() -> Iterator[Ranks]:
 
     Yields:
         Which process this is.
+
+    Raises:
+        RQToolkitError: If another process is gone.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or dist.is_initialized():
@@ -121,6 +118,13 @@ def join() -> Iterator[Ranks]:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
         try:
             yield _present()
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            raise RQToolkitError(
+                f"train: process {_present().rank} lost another one, whose own message says why; "
+                f"got a closed connection. Mend that and go on with --resume."
+            ) from error
         finally:
             dist.destroy_process_group()
 
@@ -198,6 +202,13 @@ def spread(
 
 def _shard(module: nn.Module, device: torch.device, method: str, dtype: torch.dtype) -> nn.Module:
     """Divide a module over all processes, blocks of layers one by one."""
+    from torch.distributed.device_mesh import init_device_mesh  # half a second to import
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     half = dtype if dtype != torch.float32 else None
     policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)
@@ -230,8 +241,8 @@ def synchronising(modules: Iterable[nn.Module], wanted: bool) -> Iterator[None]:
             if isinstance(module, DistributedDataParallel) and not wanted:
                 stack.enter_context(module.no_sync())
             inner = trained(module)
-            if isinstance(inner, FSDPModule):
-                inner.set_requires_gradient_sync(wanted)
+            if hasattr(inner, "set_requires_gradient_sync"):  # divided by FSDP
+                cast(Any, inner).set_requires_gradient_sync(wanted)
         yield
 
 
@@ -246,16 +257,26 @@ def average_over_ranks(tensor: Tensor) -> Tensor:
 
 def gathered(tensor: Tensor) -> Tensor:
     """Return a tensor whole: for a divided one, all processes must ask at once."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return cast(Any, tensor).full_tensor() if is_divided(tensor) else tensor
+
+
+def own_share(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor, sharing its memory."""
+    return cast(Any, tensor).to_local() if is_divided(tensor) else tensor
+
+
+def is_divided(tensor: Tensor) -> bool:
+    """Return whether each process holds but a share of a tensor, a DTensor of FSDP."""
+    return hasattr(tensor, "full_tensor")
 
 
 @torch.no_grad()
 def copy_into(target: Tensor, whole: Tensor) -> None:
     """Write a whole tensor into one that may be divided: each process takes its share."""
-    if isinstance(target, DTensor):
+    if is_divided(target):
+        from torch.distributed.tensor import distribute_tensor
+
         whole = whole.to(target.device, target.dtype)
-        mesh, placements = target.device_mesh, target.placements
-        share = distribute_tensor(whole, mesh, placements, src_data_rank=None)
-        target.to_local().copy_(share.to_local())
-    else:
-        target.copy_(whole)
+        mesh, placements = cast(Any, target).device_mesh, cast(Any, target).placements
+        whole = own_share(distribute_tensor(whole, mesh, placements, src_data_rank=None))
+    own_share(target).copy_(whole)
