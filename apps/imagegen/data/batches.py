@@ -6,7 +6,9 @@ resumption, so none of these can change what a model is trained on.
 """
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -280,7 +282,7 @@ def _read_ahead(
         sampler=tasks,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_leave_interrupts,
+        worker_init_fn=_follow_parent,
         multiprocessing_context=context,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: torch's default one belongs to the training
@@ -300,6 +302,18 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_interrupts(_worker: int) -> None:
-    """Ctrl-C is for the parent, which ends its step first and then its workers."""
+def _follow_parent(_worker: int) -> None:
+    """Leave Ctrl-C to the parent, which ends its step first, and die with it.
+
+    torch's own watch looks at the parent's number, which is here that of the server, and the server
+    waits for its workers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
