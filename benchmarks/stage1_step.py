@@ -35,6 +35,7 @@ from imagegen.stage1_step import Adversary, Stage1Step
 from rqtoolkit import ResidualQuantizer
 
 WEIGHTS = {"commitment": 0.25, "codebook": 1.0}
+# Training runs the second in float32, on a CPU the last in bfloat16, on a GPU the last but one.
 ALL, FEATURES = ("autoencoder", "discriminator", "perceptual"), ("discriminator", "perceptual")
 VARIANTS: dict[str, dict[str, Any]] = {
     "folded": {},
@@ -213,7 +214,7 @@ def main(
     rounds: int = 9,
     threads: int = 1,
     device: str = "cpu",
-    out: Annotated[Path, typer.Option(help="JSON to write.")] = Path("stage1_step.json"),
+    out: Annotated[Path, typer.Option(help="JSON to write.")] = Path("benchmarks/results/stage1_step.json"),
 ) -> None:
     """Time the variants."""
     torch.set_num_threads(threads)

@@ -103,11 +103,12 @@ def train_stage1(
         model = build_autoencoder(run.config, image_channels=train.channels)
         discriminator = build_discriminator(run.config, image_channels=train.channels)
     set_checkpointing(model, config.checkpointing)
-    plain = {"autoencoder": model, "discriminator": discriminator}
+    plain: dict[str, torch.nn.Module] = {"autoencoder": _arranged(model, layout)}
+    if discriminator is not None:
+        wanted = torch.channels_last if config.channels_last else torch.contiguous_format
+        plain["discriminator"] = _arranged(discriminator, wanted)
     models = {
-        name: spread(module.to(memory_format=layout), run.ranks, mode="ddp", device=device)  # type: ignore[call-overload]
-        for name, module in plain.items()
-        if module is not None
+        name: spread(module, run.ranks, mode="ddp", device=device) for name, module in plain.items()
     }
     optimizers = {
         name: torch.optim.Adam(
@@ -146,8 +147,10 @@ def train_stage1(
         some = held_out.images[:: max(1, len(held_out) // 1000)]
         levels = reconstruct(model, some)
         shown = np.concatenate([some[None, :10], levels[:, :10]])
-        save_grid(run.samples / f"reconstructions-{step:07d}.png", shown)
-        return {"held_out_relative_error": reconstruction_errors(some, levels)}
+        picture = run.samples / f"reconstructions-{step:07d}.png"
+        save_grid(picture, shown)
+        errors = reconstruction_errors(some, levels)
+        return {"held_out_relative_error": errors, "reconstructions": picture}
 
     train_loop(
         run,
@@ -173,6 +176,10 @@ def _layout(run: Run) -> torch.memory_format:
     slow = run.device.type == "cpu" and run.config.dtype == "bfloat16"
     wanted = run.config.stage1.channels_last and not slow
     return torch.channels_last if wanted else torch.contiguous_format
+
+
+def _arranged(module: torch.nn.Module, layout: torch.memory_format) -> torch.nn.Module:
+    return module.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def _build_step(
