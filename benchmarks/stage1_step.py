@@ -34,6 +34,7 @@ from imagegen.perceptual import Perceptual
 from imagegen.stage1_step import Adversary, Stage1Step
 from rqtoolkit import ResidualQuantizer
 
+RESULTS = Path("benchmarks/results/stage1_step.json")
 WEIGHTS = {"commitment": 0.25, "codebook": 1.0}
 # Training runs the second in float32, on a CPU the last in bfloat16, on a GPU the last but one.
 ALL, FEATURES = ("autoencoder", "discriminator", "perceptual"), ("discriminator", "perceptual")
@@ -214,7 +215,7 @@ def main(
     rounds: int = 9,
     threads: int = 1,
     device: str = "cpu",
-    out: Annotated[Path, typer.Option(help="JSON to write.")] = Path("benchmarks/results/stage1_step.json"),
+    out: Annotated[Path, typer.Option(help="JSON to write.")] = RESULTS,
 ) -> None:
     """Time the variants."""
     torch.set_num_threads(threads)
