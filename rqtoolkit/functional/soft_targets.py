@@ -18,7 +18,7 @@ from rqtoolkit.functional.assign import (
 __all__ = ["SoftTargets", "soft_targets"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SoftTargets:
     """The distributions Q(k | r_d) = softmax(−‖r_d − e_k‖² / tau), as what they follow from.
 

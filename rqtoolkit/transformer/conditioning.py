@@ -95,10 +95,11 @@ class ConditionTable(nn.Embedding):
         if self.length == 1:
             shape = f"({batch},) or {shape}"
         if cond is None:
-            what = "text tokens" if self.length > 1 else "class labels"
+            has, what = f"num_classes={self.choices}", "class labels"
+            if self.length > 1:
+                has, what = f"text_length={self.length}", "text tokens"
             raise ConfigError(
-                f"{where}: cond is missing and the model is conditional, with {self.choices} rows. "
-                f"Pass {what} of shape {shape}."
+                f"{where}: cond is missing and the model has {has}. Pass {what} of shape {shape}."
             )
         check_integers(where, "cond", cond)
         if cond.shape != (batch, self.length) and (self.length > 1 or cond.shape != (batch,)):

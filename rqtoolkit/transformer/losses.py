@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["LossTerms", "compute_losses"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LossTerms:
     """Mean cross-entropies in nats.
 

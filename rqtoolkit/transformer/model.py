@@ -395,5 +395,6 @@ class RQTransformer(nn.Module):
             model = cls(**arguments, codebooks=tensors.get("embedding.codebooks"))
         check_tensors(path, model.state_dict(), tensors)
         # Files do not align tensors as torch does, and products may then round differently.
-        model.load_state_dict({name: x.clone() for name, x in tensors.items()}, assign=True)
+        aligned = {name: tensors.pop(name).clone() for name in list(tensors)}
+        model.load_state_dict(aligned, assign=True)
         return model.eval()
