@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from imagegen.checkpointing import writing
 from imagegen.runs import Run
 from imagegen.settings import Config
 from rqtoolkit.errors import MissingDependencyError
@@ -61,6 +62,7 @@ def open_log(run: Run, stage: int, start: int) -> Iterator[Log]:
 
     Raises:
         MissingDependencyError: If a logger is not installed.
+        ArtifactError: If nothing can be written any more; the log does so too.
     """
     if not run.ranks.main:
         yield lambda _step, _figures: None
@@ -71,12 +73,14 @@ def open_log(run: Run, stage: int, start: int) -> Iterator[Log]:
             logs.append(stack.enter_context(_tensorboard(run, stage, start)))
         if run.config.wandb is not None:
             logs.append(stack.enter_context(_wandb(run, stage)))
-        run.forget_after(stage, start)
+        with writing(run, stage):
+            run.forget_after(stage, start)
 
         def log(step: int, figures: Mapping[str, Any]) -> None:
-            run.log({"stage": stage, "step": step, **_readable(run, figures)})
-            for other in logs:
-                other(step, figures)
+            with writing(run, stage):
+                run.log({"stage": stage, "step": step, **_readable(run, figures)})
+                for other in logs:
+                    other(step, figures)
 
         yield log
 

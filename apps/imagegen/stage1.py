@@ -141,6 +141,7 @@ def train_stage1(
             rank=run.ranks.rank,
             ranks=run.ranks.size,
             workers=run.config.data.workers,
+            pin_memory=run.device.type == "cuda",
         )
 
     def observe(step: int) -> dict[str, Any]:

@@ -293,10 +293,12 @@ def _observer(
             **asked,
             **sampling,
         )
-        save_grid(run.samples / f"samples-{step:07d}.png", np.split(drawn.images, 4))
+        picture = run.samples / f"samples-{step:07d}.png"
+        save_grid(picture, np.split(drawn.images, 4))
         bits = held_out_bits(model, codes(), told)
         figures: dict[str, Any] = {
             "held_out_bits_per_code": bits,
+            "samples": picture,
             "held_out_bits_per_image": math.prod(autoencoder.grid) * sum(bits),
         }
         if text is not None:

@@ -86,8 +86,9 @@ def train_loop(
         optimizers: The optimizer of each model, under the same names.
         compute: Runs forward and backward of one part of a step; called in train mode.
         observe: Draws pictures and measures held-out data every `sample_every` steps, given the
-            steps done; its figures are logged. It finds the averaged weights in the module that
-            `spread` was given first, and is called in the first process alone.
+            steps done; its figures, and the paths of its pictures, are logged. It finds the
+            averaged weights in the module that `spread` was given first, and is called in the
+            first process alone.
         finish: Writes the finished model, called likewise.
         batches: Gives an iterator over this process's batches from a step on, `accumulate` a step.
         progress: Called as progress(description, done, total).
@@ -107,7 +108,8 @@ def train_loop(
     if start == 0:
         initialize(run, stage, average.module)
     guard = DivergenceGuard(run, stage, config)
-    begun = perf_counter() - _seconds_spent(run, stage)
+    entered = perf_counter()
+    begun = entered - _seconds_spent(run, stage)
     description = title = f"Stage {stage} of 2"
     with (
         deferred_interrupt() as interrupted,
@@ -116,7 +118,7 @@ def train_loop(
         closing(cast(Any, batches(start))) as waiting,
     ):
         for step in range(start, config.steps):
-            torch.manual_seed(step_seed(run.config.seed, stage, step, *_nonzero(ranks.rank)))
+            torch.manual_seed(_seed(run, stage, step))
             for optimizer in optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
                 for group in optimizer.param_groups:
@@ -129,22 +131,21 @@ def train_loop(
                 optimizer.step()
             average.update()
             done = step + 1
+            last = done == config.steps
             guard.watch(done, loss, norms)
-            if done % config.log_every == 0 or done == config.steps:
+            if done % config.log_every == 0 or last:
                 guard.judge()
-                measured = _mean_over_ranks(figures)
-                log(
-                    done,
-                    {
-                        "loss": loss.item(),
-                        **measured,
-                        **{f"{name}_gradient_norm": norm.item() for name, norm in norms.items()},
-                        "learning_rate": learning_rate(config, step),
-                        "seconds": round(perf_counter() - begun, 3),
-                    },
-                )
-                description = f"{title}: loss {loss.item():.4g}"
-            if done % config.sample_every == 0 or done == config.steps:
+                record = {
+                    "loss": loss.item(),
+                    **_mean_over_ranks(figures),
+                    **{f"{name}_gradient_norm": norm.item() for name, norm in norms.items()},
+                    "learning_rate": learning_rate(config, step),
+                    "seconds": round(perf_counter() - begun, 3),
+                }
+                log(done, record)
+                pace = (done - start) * config.batch_size / (perf_counter() - entered)
+                description = f"{title}: loss {record['loss']:.4g}, {pace:.0f} images/s"
+            if done % config.sample_every == 0 or last:
                 guard.judge()
                 with state.finished(plain, run.device), writing(run, stage):
                     if ranks.main:
@@ -152,7 +153,7 @@ def train_loop(
                 ranks.wait()
             report(progress, description, done, config.steps)
             stop = ranks.largest(interrupted())
-            if done % config.checkpoint_every == 0 or done == config.steps or stop:
+            if done % config.checkpoint_every == 0 or last or stop:
                 guard.judge()
                 save_state(run, stage, done, state, keep=config.keep_checkpoints)
             if stop:
@@ -199,9 +200,10 @@ def _mean_over_ranks(figures: Sequence[Figures]) -> dict[str, Any]:
     return means
 
 
-def _nonzero(number: int) -> list[int]:
-    """Return what a process adds to the path of its seeds: the first adds nothing."""
-    return [number] if number else []
+def _seed(run: Run, stage: int, step: int) -> int:
+    """Return the seed of a step; other processes than the first draw their own dropout."""
+    path = (run.config.seed, stage, step)
+    return step_seed(*path, run.ranks.rank) if run.ranks.rank else step_seed(*path)
 
 
 def _device_numbers(run: Run) -> list[int]:

@@ -76,12 +76,13 @@ def progress_bar() -> Iterator[Progress]:
     shown: dict[str, Any] = {}
 
     def draw(description: str, done: int, total: int) -> None:
-        if description not in shown:
+        work = description.partition(":")[0]  # what follows may change, as a loss does
+        if work not in shown:
             for task in shown.values():
                 bars.remove_task(task)
             shown.clear()
-            shown[description] = bars.add_task(description, total=total, completed=done)
-        bars.update(shown[description], completed=done, total=total)
+            shown[work] = bars.add_task(description, total=total, completed=done)
+        bars.update(shown[work], description=description, completed=done, total=total)
 
     with bars:
         yield draw
