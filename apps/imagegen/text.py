@@ -59,6 +59,8 @@ class Tokenizer:
             )
         backend.enable_truncation(length)
         backend.enable_padding(length=length, pad_id=backend.token_to_id(pad), pad_token=pad)
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None  # one text, one row: see train_tokenizer
         self.backend, self.length = backend, length
 
     @property

@@ -61,6 +61,13 @@ def test_training_is_repeatable_and_survives_saving_and_pickling(trained, tmp_pa
     assert torch.equal(longer.encode(TEXTS)[:, :8], trained.encode(TEXTS))
 
 
+def test_dropout_of_merges_is_turned_off(trained):
+    backend = tokenizers.Tokenizer.from_str(trained.backend.to_str())
+    backend.model.dropout = 0.9
+    other = Tokenizer(backend, 8)
+    assert torch.equal(other.encode(TEXTS * 20), trained.encode(TEXTS * 20))
+
+
 def test_the_files_of_released_models_are_read_as_their_authors_do(tmp_path):
     vocabulary = {word: n for n, word in enumerate(["[UNK]", "a", "c", "a</w>", "t</w>", "at</w>"])}
     (tmp_path / "bpe-vocab.json").write_text(json.dumps(vocabulary))
