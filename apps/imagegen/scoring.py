@@ -10,27 +10,45 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
+import numpy as np
 
-from imagegen.classifiers import images_to_learn_from
+from imagegen.autoencoder import RQVAE
+from imagegen.classifiers import images_to_learn_from, own_classifier
 from imagegen.config import load_config, shipped_configs
 from imagegen.data import ImageSet
-from imagegen.evaluate import NEIGHBOURS, evaluate_samples, train_classifier
+from imagegen.evaluate import (
+    NEIGHBOURS,
+    Classifier,
+    EvaluationResult,
+    Inception,
+    Protocol,
+    Scores,
+    evaluate_samples,
+    save_reference,
+    score_reconstructions,
+    score_samples,
+)
+from imagegen.evaluation_sets import (
+    GivenSamples,
+    draw_samples,
+    forget_parts,
+    gather_reference,
+    open_reference,
+    read_given,
+)
 from imagegen.jobs import load_models, load_split
-from imagegen.reconstruct import encode_images, reconstruct, reconstruction_errors
+from imagegen.reconstruct_jobs import bits_per_image, open_perceptual
 from imagegen.report import ReportContent, render_report
 from imagegen.runs import Run, deferred_interrupt
-from imagegen.sample import Samples
 from imagegen.sample_files import write_samples
-from imagegen.sample_jobs import draw_from_run
-from imagegen.shifts import conditions
-from imagegen.stage2 import held_out_bits
-from rqtoolkit.errors import DataError
+from imagegen.stage_scores import score_codes, score_stage1
+from rqtoolkit.errors import ConfigError, DataError
 from rqtoolkit.functional.progress import Progress
-from rqtoolkit.functional.rate_distortion import bits_per_vector, code_counts, entropy_per_depth
+from rqtoolkit.io.atomic import check_output
 
 __all__ = ["evaluate_run"]
 
+MOST_PICTURES = 10_000  # written one by one; more go into samples.npz
 TITLES = {"digits": "Handwritten digits", "fashion_mnist": "Fashion-MNIST"}
 DIGITS_RATE = (
     "For scale: stored exactly, the digits as they come, 8x8 pixels of 17 levels, take at most "
@@ -45,19 +63,34 @@ DIGITS_EVALUATION = (
 def evaluate_run(
     run: Run,
     *,
+    inception: Path | None = None,
+    vgg: Path | None = None,
+    lpips: Path | None = None,
+    reference: Path | None = None,
+    save: Path | None = None,
+    number: int | None = None,
+    given: Path | None = None,
     progress: Progress | None = None,
     since: float | None = None,
     commands: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Score a finished run and write metrics.json, report.html, its pictures and the samples.
 
-    As many samples are drawn as there are held-out images, of the same classes, with the run's
-    seed and sampling settings. Everything is computed before the first file is replaced, and an
-    earlier evaluation is replaced as a whole. Images without classes leave out what is seen
-    through a classifier.
+    As many samples are drawn as there are held-out images, of the same classes or texts, with the
+    run's seed and sampling settings. Everything is computed before the first file is replaced, and
+    an earlier evaluation is replaced as a whole. Images without classes leave out what is seen
+    through a classifier, and a run whose stage 2 is missing has the figures of stage 1 alone.
 
     Args:
         run: The run.
+        inception: Weights of FID's Inception: adds rFID and gFID.
+        vgg: VGG16's weights, for LPIPS.
+        lpips: LPIPS's heads.
+        reference: What gFID compares with, as for `imagegen.evaluation_sets.open_reference`; None
+            takes the training images.
+        save: Where to keep the statistics of the reference, a .safetensors.
+        number: Samples to draw in place of one for each held-out image, all classes alike.
+        given: Samples to score in place of drawn ones: a folder, or an .npz.
         progress: Called as progress(description, done, total).
         since: `perf_counter()` at the start of the job, if `seconds` is to count from there. None
             keeps the `seconds` of an earlier evaluation; without one, they are those of training
@@ -69,38 +102,71 @@ def evaluate_run(
         What metrics.json holds.
 
     Raises:
-        ArtifactError: If the run is not finished.
+        ArtifactError: If stage 1 is not finished, or a file that is named cannot be read.
+        ConfigError: If options do not go together.
         DataError: If too few images are held out, or all of them are equal.
     """
     begun = perf_counter()
-    autoencoder, transformer = load_models(run)
-    all_training, held_out = load_split(run, progress)
-    train = images_to_learn_from(all_training, progress=progress)
-    _check(run, held_out)
-    levels = reconstruct(autoencoder, held_out.images)
-    codes = encode_images(autoencoder, held_out.images)
-    drawn = draw_from_run(run, len(held_out), labels=held_out.labels, progress=progress)
-    samples = ImageSet(drawn.images, drawn.labels, held_out.class_names)
-    result = None
-    if train.labels is not None and len(set(train.labels.tolist())) > 1:
-        # Not seeded by the run: runs on the same data are seen through the same network, beside
-        # the same ceiling and floors.
-        classifier = train_classifier(train, name=f"{run.config.name}-cnn-v1", progress=progress)
-        result = evaluate_samples(
-            classifier, train, held_out, samples, levels[-1], progress=progress
+    if inception is None and (reference or save):
+        raise ConfigError(
+            f"evaluate: reference={reference} and save={save} are for Inception's scores; got no "
+            f"inception. Give its file, or leave these out."
         )
-    labels = None if held_out.labels is None else torch.from_numpy(held_out.labels)
-    unmoved = torch.zeros(len(held_out), dtype=torch.int64)
-    told = conditions(labels, unmoved, reach=run.config.stage2.shift)
-    sizes = autoencoder.quantizer.codebook_sizes
-    metrics: dict[str, Any] = {
-        "reconstruction_relative_error": reconstruction_errors(held_out.images, levels),
-        **(result.metrics if result else {}),
-        "bits_per_code": held_out_bits(transformer, codes, told),
-        "unigram_bits_per_code": entropy_per_depth(codes, sizes),
-        **({"evaluation": result.to_json()} if result else {}),
-    }
-    positions = autoencoder.grid[0] * autoencoder.grid[1]
+    if number is not None and given is not None:
+        raise ConfigError(
+            f"evaluate: num={number} draws samples and samples={given} brings some; got both. Give "
+            f"one of them."
+        )
+    extractor = None if inception is None else Inception.load(inception, run.device)
+    perceptual = open_perceptual(vgg, lpips, run)
+    if save is not None:
+        check_output(save)
+    autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
+    transformer = load_models(run)[1] if run.transformer_path.is_file() else None
+    training, held_out = load_split(run, progress)
+    _check(run, held_out)
+    train = images_to_learn_from(training, progress=progress)
+
+    stage1 = score_stage1(autoencoder, held_out, perceptual, fit=run.config.data.fit)
+    metrics, scores = dict(stage1.metrics), [stage1.errors]
+    if transformer is not None and stage1.codes is not None:
+        metrics |= score_codes(run, transformer, stage1.codes, held_out)
+        scores.append(_code_scores(metrics, held_out))
+    drawn: GivenSamples | None = None
+    if given is not None:
+        drawn = read_given(given, held_out)
+    elif transformer is not None:
+        drawn = draw_samples(run, number, held_out, progress=progress)
+    if extractor is not None:
+        originals = gather_reference("held-out images", held_out, extractor, progress=progress)
+        scores.append(score_reconstructions(extractor, originals, stage1.last, progress=progress))
+        if drawn is not None:
+            real = open_reference(
+                reference, training, extractor, fit=run.config.data.fit, progress=progress
+            )
+            if save is not None:
+                save_reference(save, real, extractor)
+            scores.append(
+                score_samples(
+                    extractor,
+                    real,
+                    drawn.samples.images,
+                    seed=drawn.seed,
+                    sampler=drawn.sampler,
+                    progress=progress,
+                )
+            )
+    result = None if drawn is None else _compare(run, train, held_out, drawn, stage1.last, progress)
+    if result is not None and drawn is not None:
+        protocol = _comparison_protocol(result, held_out, drawn).to_json()
+        metrics |= {**result.metrics, "evaluation": {**result.to_json(), "protocol": protocol}}
+    metrics["scores"] = [score.to_json() for score in scores]
+
+    samples = None
+    if drawn is not None:
+        labels = drawn.samples.labels
+        names = None if labels is None else held_out.class_names
+        samples = ImageSet(drawn.samples.images, labels, names)
     digits = run.config.data.source == "digits"
     page, pictures = render_report(
         ReportContent(
@@ -109,16 +175,15 @@ def evaluate_run(
             held_out=held_out,
             samples=samples,
             originals=held_out.images[:10],
-            reconstructions=levels[:, :10],
+            reconstructions=stage1.first,
             relative_error=metrics["reconstruction_relative_error"],
-            bits_per_image=[
-                positions * bits_per_vector(sizes[:depth]) for depth in range(1, len(sizes) + 1)
-            ],
-            usage_counts=code_counts(codes, sizes),
+            bits_per_image=bits_per_image(autoencoder),
+            usage_counts=stage1.counts,
             losses=_losses(run),
             evaluation=result,
-            bits_per_code=metrics["bits_per_code"],
-            unigram_bits_per_code=metrics["unigram_bits_per_code"],
+            bits_per_code=metrics.get("bits_per_code", []),
+            unigram_bits_per_code=metrics.get("unigram_bits_per_code", []),
+            scores=scores,
             config=dataclasses.asdict(run.config),
             commands=_commands(run) if commands is None else commands,
             sampling=_sampling(run),
@@ -130,7 +195,70 @@ def evaluate_run(
     text = json.dumps(metrics, indent=2) + "\n"
     files = {**pictures, "report.html": page.encode(), "metrics.json": text.encode()}
     _replace_evaluation(run, drawn, files)
+    forget_parts(run)
     return metrics
+
+
+def _compare(
+    run: Run,
+    train: ImageSet,
+    held_out: ImageSet,
+    drawn: GivenSamples,
+    reconstructions: np.ndarray,
+    progress: Progress | None,
+) -> EvaluationResult | None:
+    """Look at everything through the run's own classifier; None where there are no classes."""
+    labels = drawn.samples.labels
+    if train.labels is None or labels is None or len(set(train.labels.tolist())) < 2:
+        return None
+    classifier = own_classifier(run, train, progress=progress)
+    number = min(len(held_out), len(labels))
+    if number <= NEIGHBOURS:
+        return None
+    kept, rows = (
+        np.linspace(0, total - 1, number).round().astype(np.int64)
+        for total in (len(held_out), len(labels))
+    )
+    samples = ImageSet(drawn.samples.images[rows], labels[rows], held_out.class_names)
+    return evaluate_samples(
+        classifier,
+        train,
+        held_out.subset(kept),
+        samples,
+        reconstructions[kept],
+        progress=progress,
+    )
+
+
+def _comparison_protocol(
+    result: EvaluationResult, held_out: ImageSet, drawn: GivenSamples
+) -> Protocol:
+    return Protocol(
+        compared="samples, and the reference rows beside them",
+        images=result.images,
+        resolution=result.resolution,
+        reference="held-out images",
+        reference_fingerprint=held_out.fingerprint(),
+        reference_images=result.images,
+        extractor={"name": result.extractor, "sha256": result.sha256},
+        resize=Classifier.resize,
+        seed=drawn.seed,
+        sampler=drawn.sampler,
+        settings={"neighbours": result.k, "seed of the floor": result.seed},
+    )
+
+
+def _code_scores(metrics: Mapping[str, Any], held_out: ImageSet) -> Scores:
+    names = ("bits_per_code", "bits_per_image", "code_usage", "code_perplexity")
+    protocol = Protocol(
+        compared="codes of held-out images",
+        images=len(held_out),
+        resolution=held_out.resolution,
+        reference="the transformer's probabilities, told what is before each code",
+        reference_fingerprint=held_out.fingerprint(),
+        reference_images=len(held_out),
+    )
+    return Scores("codes", {name: metrics[name] for name in names}, protocol)
 
 
 def _check(run: Run, held_out: ImageSet) -> None:
@@ -147,18 +275,21 @@ def _check(run: Run, held_out: ImageSet) -> None:
         )
 
 
-def _replace_evaluation(run: Run, drawn: Samples, files: Mapping[str, bytes]) -> None:
+def _replace_evaluation(run: Run, drawn: GivenSamples | None, files: Mapping[str, bytes]) -> None:
     """Put files and samples in place of an earlier evaluation's, all or none of them."""
     evaluated = run.samples / "evaluated"
     with tempfile.TemporaryDirectory(dir=run.path, prefix=".evaluation.") as name:
         staged = Path(name)
-        write_samples(drawn, staged / "evaluated")
+        if drawn is not None and drawn.origin == "drawn":
+            formats = ["png"] if len(drawn.samples.images) <= MOST_PICTURES else ["npz"]
+            write_samples(drawn.samples, staged / "evaluated", formats=formats)
         for file, data in files.items():
             (staged / file).write_bytes(data)
         with deferred_interrupt():  # renames only, so Ctrl-C waits for moments
             if evaluated.exists():
                 evaluated.replace(staged / "earlier")
-            (staged / "evaluated").replace(evaluated)
+            if (staged / "evaluated").exists():
+                (staged / "evaluated").replace(evaluated)
             for file in files:
                 (staged / file).replace(run.path / file)
 
@@ -215,7 +346,12 @@ def _losses(run: Run) -> dict[str, dict[str, dict[str, tuple[list[float], list[f
         if "squared_error" in record:
             unit = "training loss, mean square"
             add(record, unit, "squared error of pixels", record["squared_error"])
-            add(record, unit, "commitment, of latents", record["commitment"])
+            if "commitment" in record:
+                add(record, unit, "commitment, of latents", record["commitment"])
+            if "kl" in record:
+                add(record, "divergence of latents, nats an image", "training", record["kl"])
+            if "perceptual" in record:
+                add(record, "LPIPS", "training", record["perceptual"])
         elif record["stage"] == 2 and "loss" in record:
             kind = "soft" if soft else "hard"
             add(record, "training loss, nats per code", f"{kind} targets", record["loss"])

@@ -19,6 +19,7 @@ INTERNAL = {
     "imagegen.pictures",
     "imagegen.report.page",
     "imagegen.report.sections",
+    "imagegen.report.scores",
 }
 
 

@@ -22,6 +22,7 @@ SECTIONS = (
     "Bits per code",
     "Loss curves",
     "Evaluation",
+    "Scores and protocols",
     "Configuration",
     "How to reproduce",
 )

@@ -20,6 +20,28 @@ LpipsOption = Annotated[
 
 def evaluate(
     run: RunArgument,
+    inception: Annotated[
+        Path | None,
+        typer.Option(help="FID's public weights, pt_inception-2015-12-05-6726825d.pth."),
+    ] = None,
+    vgg: VggOption = None,
+    lpips: LpipsOption = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="What gFID compares with: .safetensors, ADM .npz or folder; the training images "
+            "by default."
+        ),
+    ] = None,
+    save_reference: Annotated[
+        Path | None, typer.Option(help="Keep the statistics of the reference in a .safetensors.")
+    ] = None,
+    num: Annotated[
+        int | None, typer.Option(help="Samples to draw; one for each held-out image by default.")
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="Samples to score in place of drawn ones: folder or .npz.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print metrics.json and nothing else to stdout.")
     ] = False,
@@ -29,7 +51,17 @@ def evaluate(
     from imagegen.scoring import evaluate_run
 
     with progress_bar() as progress:
-        metrics = evaluate_run(Run.open(run), progress=progress)
+        metrics = evaluate_run(
+            Run.open(run),
+            inception=inception,
+            vgg=vgg,
+            lpips=lpips,
+            reference=reference,
+            save=save_reference,
+            number=num,
+            given=samples,
+            progress=progress,
+        )
     if as_json:
         print_json(metrics)
     else:

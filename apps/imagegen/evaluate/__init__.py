@@ -8,6 +8,7 @@ is written beside each.
 from imagegen.evaluate.bound import image_bound
 from imagegen.evaluate.classifier import Classifier, train_classifier
 from imagegen.evaluate.comparison import NEIGHBOURS, EvaluationResult, evaluate_samples
+from imagegen.evaluate.distances import score_reconstructions, score_samples
 from imagegen.evaluate.extractors import Extractor
 from imagegen.evaluate.frechet import frechet_distance, gaussian_distance
 from imagegen.evaluate.inception import Inception
@@ -44,6 +45,8 @@ __all__ = [
     "read_suite",
     "resize_bilinear",
     "save_reference",
+    "score_reconstructions",
+    "score_samples",
     "ssim",
     "train_classifier",
 ]

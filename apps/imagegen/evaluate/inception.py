@@ -160,7 +160,8 @@ class _BlockE(nn.Module):
 class Inception(nn.Module):
     """Inception-v3 as FID knows it: 2,048 pooled features, 1,008 class logits; 23.9M parameters.
 
-    A feature extractor of `imagegen.evaluate.extractors`. It has no useful weights until `load`.
+    A feature extractor of `imagegen.evaluate.extractors`. It has no useful weights until `load`, and
+    bears the plain name of the network only with those of the public file.
 
     References:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
@@ -174,6 +175,7 @@ class Inception(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.sha256 = ""
+        self.name = f"{Inception.name}, not the public file"
         self.Conv2d_1a_3x3 = _Conv(3, 32, 3, 2)
         self.Conv2d_2a_3x3 = _Conv(32, 32, 3, pad=False)
         self.Conv2d_2b_3x3 = _Conv(32, 64, 3)
@@ -254,4 +256,6 @@ class Inception(nn.Module):
         tensors = read_weights(path, where="Inception.load")
         fill_weights(model, tensors, path=path, where="Inception.load")
         model.sha256 = file_sha256(path)
+        if model.sha256.startswith(KNOWN_SHA256):
+            model.name = Inception.name
         return model.to(device).eval().requires_grad_(False)

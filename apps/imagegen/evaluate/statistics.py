@@ -48,8 +48,9 @@ def gather_statistics(
 
     Args:
         extractor: Looks at the images.
-        batches: Images, each (B, H, W, C), uint8, together `total`.
-        total: Number of images, at least 2.
+        batches: Images, each (B, H, W, C), uint8, together `total`, or fewer where some could not
+            be read.
+        total: Number of images.
         most_features: Features kept as they are, at most.
         title: What is being looked at, for progress.
         progress: Called as progress(description, done, total).
@@ -58,7 +59,8 @@ def gather_statistics(
         Mean and covariance of all, features of at most `most_features`.
 
     Raises:
-        DataError: If the number of images is not `total` or under 2, or a feature is not finite.
+        DataError: If there are fewer than 2 images or more than `total`, or a feature is not
+            finite.
     """
     # A set of rows evenly spread; of all rows where there are few.
     wanted = np.unique(np.linspace(0, max(total - 1, 0), min(total, most_features)).round())
@@ -78,10 +80,10 @@ def gather_statistics(
         products += centred.T @ centred
         done += len(features)
         report(progress, title, done, total)
-    if done != total or total < 2:
+    if not 2 <= done <= total:
         raise DataError(
-            f"gather_statistics: batches must hold total={total} images, at least 2; got {done}. "
-            f"Pass all of them."
+            f"gather_statistics: batches must hold at least 2 images and at most total={total}; "
+            f"got {done}. Pass more, or the true total."
         )
     mean = sums / done
     covariance = (products - done * np.outer(mean, mean)) / (done - 1)

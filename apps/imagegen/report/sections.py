@@ -11,6 +11,7 @@ import yaml
 from imagegen.evaluate import image_bound
 from imagegen.report.content import ReportContent
 from imagegen.report.page import card, cards, details, figure, table
+from imagegen.report.scores import scores_section
 from rqtoolkit import __version__
 
 __all__ = ["footer", "lead", "sections"]
@@ -78,37 +79,49 @@ def sections(content: ReportContent, light: Pictures, dark: Pictures) -> list[tu
         light: Pictures by name, as shown on a light page.
         dark: The same for a dark one.
     """
-    return [
-        ("headline", "At a glance", _headline(content)),
-        ("samples", "Samples", _samples(content, light)),
-        ("reconstructions", "Reconstructions", _reconstructions(light)),
-        ("rate-distortion", "Rate and distortion", _rate_distortion(content, light, dark)),
-        ("code-usage", "Code usage", _code_usage(light, dark)),
-        ("bits", "Bits per code", _bits(content)),
-        ("losses", "Loss curves", _losses(content, light, dark)),
-        ("evaluation", "Evaluation", _evaluation(content)),
-        ("configuration", "Configuration", _configuration(content)),
-        ("reproduce", "How to reproduce", _reproduce(content)),
+    codes, coded = bool(content.bits_per_image), bool(content.bits_per_code)
+    everything = [
+        (True, "headline", "At a glance", lambda: _headline(content)),
+        (content.samples is not None, "samples", "Samples", lambda: _samples(content, light)),
+        (True, "reconstructions", "Reconstructions", lambda: _reconstructions(light, codes)),
+        (
+            codes,
+            "rate-distortion",
+            "Rate and distortion",
+            lambda: _rate_distortion(content, light, dark),
+        ),
+        (bool(content.usage_counts), "code-usage", "Code usage", lambda: _code_usage(light, dark)),
+        (coded, "bits", "Bits per code", lambda: _bits(content)),
+        (True, "losses", "Loss curves", lambda: _losses(content, light, dark)),
+        (content.samples is not None, "evaluation", "Evaluation", lambda: _evaluation(content)),
+        (True, "scores", "Scores and protocols", lambda: scores_section(content.scores)),
+        (True, "configuration", "Configuration", lambda: _configuration(content)),
+        (True, "reproduce", "How to reproduce", lambda: _reproduce(content)),
     ]
+    return [(anchor, title, draw()) for there, anchor, title, draw in everything if there]
 
 
 def _headline(content: ReportContent) -> str:
     bits, unigram = sum(content.bits_per_code), sum(content.unigram_bits_per_code)
+    first = content.relative_error[0]
     items = [
         card(
             "Reconstruction error",
             f"{content.relative_error[-1]:.2%}",
-            reference=f"With the first code only: {content.relative_error[0]:.1%}",
-            meaning="Squared error of held-out images over their variance, all codes used.",
-        ),
-        card(
+            reference=f"With the first code only: {first:.1%}" if content.bits_per_image else "",
+            meaning="Squared error of held-out images over their variance"
+            + (", all codes used." if content.bits_per_image else "."),
+        )
+    ]
+    if content.bits_per_code:
+        bits_card = card(
             "Bits per position",
             f"{bits:.2f}",
             reference=f"Knowing frequencies only: {unigram:.2f}",
             meaning="What the transformer pays for the codes of held-out images. Less is better: "
             "it knows what follows what.",
-        ),
-    ]
+        )
+        items.append(bits_card)
     if content.evaluation is None:
         return cards(items)
     metrics = content.evaluation.metrics
@@ -175,7 +188,13 @@ def _samples(content: ReportContent, light: Pictures) -> str:
     return f'<div class="pair">{generated}{real}</div>'
 
 
-def _reconstructions(light: Pictures) -> str:
+def _reconstructions(light: Pictures, codes: bool) -> str:
+    if not codes:
+        return figure(
+            light["reconstructions"],
+            alt="Held-out images above their reconstructions.",
+            caption="Held-out images, and below them what the decoder makes of their latents.",
+        )
     return figure(
         light["reconstructions"],
         alt="Held-out images above their reconstructions from more and more codes.",
@@ -263,8 +282,8 @@ def _evaluation(content: ReportContent) -> str:
     result = content.evaluation
     if result is None:
         return (
-            "<p>The training images are not of several classes, so there is no classifier to look "
-            "through: class accuracy, coverage, recall and the rest are left out.</p>"
+            "<p>Images or samples are not of several known classes, so there is no classifier to "
+            "look through: class accuracy, coverage, recall and the rest are left out.</p>"
         )
     heads = {**COLUMNS, "frechet_distance": f"FD ({result.extractor})"}
     rows = []

@@ -68,23 +68,23 @@ def write_report(path: str | Path, content: ReportContent) -> None:
 
 
 def _draw(content: ReportContent, theme: Theme) -> dict[str, bytes]:
-    depth = len(content.reconstructions)
-    rates = np.linspace(0, content.bits_per_image[-1], 60).tolist()
-    pictures = {
-        "samples": _by_class(content.samples),
-        "real_images": _by_class(content.held_out),
-        "reconstructions": draw_grid(
-            [content.originals[:IMAGES_SHOWN], *content.reconstructions[:, :IMAGES_SHOWN]],
-            row_titles=["original", *(f"depth {d}" for d in range(1, depth + 1))],
-        ),
-        "rate_distortion": draw_rate_distortion(
+    depths = [f"depth {d}" for d in range(1, len(content.reconstructions) + 1)]
+    pictures = {} if content.samples is None else {"samples": _by_class(content.samples)}
+    pictures["real_images"] = _by_class(content.held_out)
+    pictures["reconstructions"] = draw_grid(
+        [content.originals[:IMAGES_SHOWN], *content.reconstructions[:, :IMAGES_SHOWN]],
+        row_titles=["original", *(depths if content.bits_per_image else ["reconstruction"])],
+    )
+    if content.bits_per_image:
+        rates = np.linspace(0, content.bits_per_image[-1], 60).tolist()
+        pictures["rate_distortion"] = draw_rate_distortion(
             content.bits_per_image,
             content.relative_error,
             bound=(rates, image_bound(content.held_out.images, rates)),
             theme=theme,
-        ),
-        "code_usage": draw_usage(content.usage_counts, theme=theme),
-    }
+        )
+    if content.usage_counts:
+        pictures["code_usage"] = draw_usage(content.usage_counts, theme=theme)
     for number, panels in enumerate(content.losses.values(), start=1):
         pictures[f"losses_{number}"] = draw_losses(panels, theme=theme)
     return pictures

@@ -244,7 +244,7 @@ def test_probabilities_leave_the_bias_out(net):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_load_reads_either_kind_of_file(net, tmp_path, suffix):
+def test_load_reads_either_kind_of_file(net, tmp_path, monkeypatch, suffix):
     path = tmp_path / f"weights{suffix}"
     tensors = {k: v for k, v in net.state_dict().items() if "num_batches" not in k}
     torch.save(tensors, path) if suffix == ".pth" else save_file(tensors, path)
@@ -252,6 +252,9 @@ def test_load_reads_either_kind_of_file(net, tmp_path, suffix):
     x = torch.randn(1, 3, 80, 80)
     assert torch.equal(loaded(x), net(x))
     assert len(loaded.sha256) == 64
+    assert loaded.name == "inception-2015-12-05, not the public file"
+    monkeypatch.setattr("imagegen.evaluate.inception.KNOWN_SHA256", loaded.sha256[:8])
+    assert Inception.load(path).name == "inception-2015-12-05"
     assert not loaded.training
 
 
