@@ -83,7 +83,7 @@ def plan_drawing(
         )
     if seed < 0:
         raise ConfigError(f"sample: seed={seed} must be at least 0. Choose another.")
-    dtype = run.config.dtype if dtype is None else dtype
+    dtype = dtype or run.config.stage2.dtype or run.config.dtype
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"sample: dtype={dtype} is not known. Use float32 or bfloat16.")
     autoencoder, transformer = load_models(run)

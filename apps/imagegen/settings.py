@@ -34,6 +34,11 @@ def _one_of(*choices: str) -> Any:
     return field(default=choices[0], metadata={"choices": choices})
 
 
+def _none_or(*choices: str) -> Any:
+    """A field with listed values, or nothing, the default."""
+    return field(default=None, metadata={"choices": choices})
+
+
 def _some_of(*choices: str) -> Any:
     """A field that lists any of these values, none by default."""
     return field(default_factory=tuple, metadata={"choices": choices})
@@ -125,6 +130,7 @@ class StageConfig:
     """
 
     steps: int = _in(10_000, 1)
+    dtype: str | None = _none_or("float32", "bfloat16")  # in place of the run's
     batch_size: int = _in(64, 1)
     accumulate: int = _in(1, 1)
     learning_rate: float = _in(4e-5, 1e-8, 1.0)

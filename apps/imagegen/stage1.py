@@ -168,13 +168,18 @@ def train_stage1(
     return RQVAE.load(run.autoencoder_path, device)
 
 
+def _dtype(run: Run) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, run.config.stage1.dtype or run.config.dtype)
+    return dtype
+
+
 def _layout(run: Run) -> torch.memory_format:
     """Return how images and the autoencoder's maps lie in memory.
 
     Channels last suits convolutions everywhere; but on a CPU torch's GroupNorm of bfloat16 maps
     then takes ten times as long in its backward pass, which eats more than is gained.
     """
-    slow = run.device.type == "cpu" and run.config.dtype == "bfloat16"
+    slow = run.device.type == "cpu" and _dtype(run) == torch.bfloat16
     wanted = run.config.stage1.channels_last and not slow
     return torch.channels_last if wanted else torch.contiguous_format
 
@@ -188,7 +193,7 @@ def _build_step(
 ) -> Stage1Step:
     """Put together the networks and weights of the losses that a configuration names."""
     config = run.config.stage1
-    dtype = getattr(torch, run.config.dtype)
+    dtype = _dtype(run)
     autoencoder = cast(RQVAE, original(models["autoencoder"]))
     adversary = None
     if "discriminator" in models:

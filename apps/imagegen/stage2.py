@@ -157,7 +157,7 @@ def train_stage2(
         ArtifactError: If nothing can be written, or too many images cannot be read.
     """
     config, seed, device = run.config.stage2, run.config.seed, run.device
-    half = run.config.dtype == "bfloat16"
+    half = (config.dtype or run.config.dtype) == "bfloat16"
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
     tokenizer = None if run.config.data.tokenizer is None else load_run_tokenizer(run)
     with torch.random.fork_rng(devices=[]):

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rqtoolkit.cli.console import progress_bar
+from rqtoolkit.cli.console import message, progress_bar
 
 __all__ = ["train"]
 
@@ -14,7 +14,7 @@ def train(
     config: Annotated[
         str,
         typer.Argument(
-            help="A YAML file, or a shipped configuration: digits, fashion_mnist.",
+            help="A YAML file, or a shipped configuration, such as digits or imagenet256_480m.",
             show_default=False,
         ),
     ],
@@ -55,8 +55,13 @@ def train(
     if init_from is not None:
         overrides["init_from"] = str(init_from)
     resolved = load_config(config, overrides=overrides)
-    with progress_bar() as progress:
-        run = train_run(resolved, out, stages=stages[stage], resume=resume, progress=progress)
+    try:
+        with progress_bar() as progress:
+            run = train_run(resolved, out, stages=stages[stage], resume=resume, progress=progress)
+    except KeyboardInterrupt:
+        if (out / "config.yaml").exists():
+            message("Stopped, and saved: go on with --resume.")
+        raise
     if run.ranks.main:
         shared = f", by {run.ranks.size} processes" if run.ranks.size > 1 else ""
         typer.echo(f"Trained: {out}{shared}")
