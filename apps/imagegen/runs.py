@@ -107,6 +107,9 @@ class Run:
                 (run.path / name).unlink(missing_ok=True)
         for folder in (run.checkpoints, run.samples):
             folder.mkdir(parents=True, exist_ok=True)
+        for folder in (run.path, run.checkpoints, run.samples):
+            for unfinished in folder.glob(".*.partial*"):  # of a process killed while it wrote
+                unfinished.unlink()
         with atomic_path(existing) as temporary:
             temporary.write_text(dump_config(config), encoding="utf-8")
         return run

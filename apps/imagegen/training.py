@@ -144,7 +144,7 @@ def train_loop(
                 }
                 log(done, record)
                 pace = (done - start) * config.batch_size / (perf_counter() - entered)
-                description = f"{title}: loss {record['loss']:.4g}, {pace:.0f} images/s"
+                description = f"{title}, loss {record['loss']:.4g}, {pace:.0f} images/s"
             if done % config.sample_every == 0 or last:
                 guard.judge()
                 with state.finished(plain, run.device), writing(run, stage):

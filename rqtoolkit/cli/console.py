@@ -76,7 +76,7 @@ def progress_bar() -> Iterator[Progress]:
     shown: dict[str, Any] = {}
 
     def draw(description: str, done: int, total: int) -> None:
-        work = description.partition(":")[0]  # what follows may change, as a loss does
+        work = description.partition(",")[0]  # what follows may change, as a loss does
         if work not in shown:
             for task in shown.values():
                 bars.remove_task(task)

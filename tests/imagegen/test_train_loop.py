@@ -194,5 +194,5 @@ def test_what_is_observed_has_the_averaged_weights(tmp_path):
 def test_progress_tells_the_loss_and_the_pace(tmp_path):
     told = []
     train(toy_run(tmp_path / "run"), toy_models(), progress=lambda text, *_: told.append(text))
-    assert all(text.startswith("Stage 1 of 2: loss ") for text in told)
+    assert all(text.startswith("Stage 1 of 2, loss ") for text in told)
     assert all(text.endswith(" images/s") for text in told)

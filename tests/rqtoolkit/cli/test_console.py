@@ -39,6 +39,22 @@ def test_progress_draws_one_bar_on_a_terminal_and_clears_it(monkeypatch, capsys)
     assert capsys.readouterr() == ("", "")
 
 
+def test_what_follows_a_comma_changes_within_one_bar(monkeypatch):
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(console, "_errors", terminal)
+    added = []
+    add_task = console.Bars.add_task
+    monkeypatch.setattr(
+        console.Bars, "add_task", lambda *a, **k: added.append(a[1]) or add_task(*a, **k)
+    )
+    with console.progress_bar() as progress:
+        progress("work", 1, 3)
+        progress("work, loss 0.5", 2, 3)
+        progress("other", 1, 3)
+    assert added == ["work", "other"]
+
+
 def test_progress_lets_exceptions_through():
     with pytest.raises(KeyboardInterrupt), console.progress_bar():
         raise KeyboardInterrupt
