@@ -1,11 +1,13 @@
 """The demo: both stages on real digits, then samples, scores and a report, in one folder."""
 
+import shutil
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from imagegen.config import load_config
 from imagegen.jobs import train_run
+from imagegen.runs import Run, deferred_interrupt
 from imagegen.scoring import evaluate_run
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.progress import Progress
@@ -25,6 +27,9 @@ def run_demo(
 ) -> dict[str, Any]:
     """Train, sample and evaluate the shipped configuration `digits`.
 
+    The work is done in `.NAME.unfinished` beside the folder, which takes its place at the end: what
+    an earlier demo left stays until there is something new.
+
     Args:
         out: Folder for the run and its report. An earlier run of `digits` there is replaced where
             it differs in the seed, the device or `quick` alone; any other is refused.
@@ -38,13 +43,35 @@ def run_demo(
     Raises:
         ConfigError: If `out` holds anything else.
     """
-    begun = perf_counter()
+    begun, out = perf_counter(), Path(out)
     overrides = {"seed": seed, **(_QUICK if quick else {})}
     config = load_config("digits", overrides=overrides)
-    _check_own(Path(out))
-    run = train_run(config, out, replace=True, progress=progress)
-    command = f"rqtool demo --out NEW --seed {seed}{' --quick' if quick else ''}"
-    return evaluate_run(run, progress=progress, since=begun, commands=[command])
+    _check_own(out)
+    Run.check(out, config, replace=True)
+    unfinished = out.absolute().with_name(f".{out.absolute().name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        run = train_run(config, unfinished, progress=progress)
+        command = f"rqtool demo --out NEW --seed {seed}{' --quick' if quick else ''}"
+        metrics = evaluate_run(run, progress=progress, since=begun, commands=[command])
+        _move(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return metrics
+
+
+def _move(new: Path, out: Path) -> None:
+    """Put what was made in the place of an earlier demo; what is not the demo's own stays."""
+    out.mkdir(parents=True, exist_ok=True)
+    earlier = new.with_name(f"{new.name}.earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    earlier.mkdir()
+    with deferred_interrupt():  # renames only, so Ctrl-C waits for moments
+        for path in list(new.iterdir()):
+            if (out / path.name).exists():
+                (out / path.name).replace(earlier / path.name)
+            path.replace(out / path.name)
+    shutil.rmtree(earlier)
 
 
 def _check_own(out: Path) -> None:

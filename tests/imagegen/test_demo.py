@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from imagegen import demo
 from imagegen.config import load_config
 from imagegen.demo import run_demo
 from imagegen.runs import Run
@@ -56,3 +57,46 @@ def test_the_demo_leaves_a_changed_digits_alone(tmp_path):
     with pytest.raises(ConfigError, match="not the demo's own"):
         run_demo(tmp_path / "run", quick=True)
     assert Run.open(tmp_path / "run").metrics()
+
+
+@pytest.mark.parametrize("where", ["train_run", "evaluate_run"])
+def test_an_interrupted_demo_leaves_the_earlier_one(tmp_path, monkeypatch, where):
+    out = tmp_path / "demo"
+    config = load_config("digits", overrides=demo._QUICK)
+    Run.create(out, config).log({"stage": 1, "step": 1})
+    (out / "report.html").write_text("an earlier report")
+    before = files(out)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "train_run", lambda config, path, **_: Run.create(path, config))
+    monkeypatch.setattr(demo, where, stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(out, quick=True)
+    assert files(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_a_new_demo_takes_the_place_of_the_earlier_one(tmp_path, monkeypatch):
+    out = tmp_path / "demo"
+    Run.create(out, load_config("digits", overrides=demo._QUICK)).log({"stage": 1, "step": 1})
+    (out / "notes.txt").write_text("mine")
+
+    def train(config, path, **_):
+        run = Run.create(path, config)
+        run.log({"stage": 2, "step": 2})
+        return run
+
+    def evaluate(run, **_):
+        (run.path / "report.html").write_text("new")
+        return {"seconds": 1}
+
+    monkeypatch.setattr(demo, "train_run", train)
+    monkeypatch.setattr(demo, "evaluate_run", evaluate)
+    assert run_demo(out, seed=7) == {"seconds": 1}
+    assert Run.open(out).config.seed == 7
+    assert (out / "report.html").read_text() == "new"
+    assert (out / "notes.txt").read_text() == "mine"
+    assert Run.open(out).metrics() == [{"stage": 2, "step": 2}]
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
