@@ -71,7 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             target = targets[rows] if isinstance(targets, Tensor) else targets(rows)
             if target.is_floating_point():
                 target = target.to(exact)
-                loss -= torch.linalg.vecdot(target, log_p).sum()
+                loss -= (target * log_p).sum()  # autocast would round linalg.vecdot
             else:
                 target = target.unsqueeze(-1)
                 loss -= log_p.gather(-1, target).sum()

@@ -113,3 +113,19 @@ def test_layers_before_get_their_gradients():
     layer.zero_grad()
     F.cross_entropy(F.linear(layer(x), weight, bias), targets).backward()
     torch.testing.assert_close(found, layer.weight.grad)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_autocast_rounds_the_logits_and_not_the_loss(soft):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(*shape, generator=generator) for shape in ((50, 8), (6, 8), (6,))
+    )
+    targets = torch.randint(6, (50,), generator=generator)
+    if soft:
+        targets = torch.randn(50, 6, generator=generator).softmax(-1)
+    logits = F.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16()).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(x, weight, bias, targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, F.cross_entropy(logits, targets), rtol=1e-6, atol=0)
