@@ -264,7 +264,8 @@ class SamplingConfig:
 class Config:
     """Everything a run depends on; a seed and this tree fix its results to the bit.
 
-    `parallel` says how several processes share a model: "ddp" copies it, "fsdp" divides it.
+    `parallel` says how several processes share the transformer: "ddp" copies it, "fsdp" divides it;
+    the autoencoder is always copied.
     `init_from` is a run whose models this one starts from. `wandb` names a project.
     """
 
