@@ -16,18 +16,18 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = {"fashion": "fashion_mnist_20k.npz", "cifar": "cifar10_10k_jpeg.npz"}
 
 
-def prepare_images(data: str, folder: Path, *, quick: bool = False) -> Path:
+def prepare_images(data: str, folder: Path, *, rows: int | None = None) -> Path:
     """Write the images of a data set as one .npz, where they are not there yet.
 
     Args:
         data: "fashion" or "cifar".
         folder: Where the file goes.
-        quick: Keep 1,000 training images.
+        rows: Training images to keep, the first of the file; None keeps all.
 
     Returns:
         The file, with x_train, y_train, x_test, y_test and class_names.
     """
-    path = folder / f"{data}.npz"
+    path = folder / (f"{data}.npz" if rows is None else f"{data}-{rows}.npz")
     if path.exists():
         return path
     shared = Path(os.environ.get("RQTOOLKIT_TEST_DATA", ROOT.parent / "shared"))
@@ -36,8 +36,7 @@ def prepare_images(data: str, folder: Path, *, quick: bool = False) -> Path:
         if f"jpeg_{part}" in arrays:
             bounds = arrays.pop(f"offsets_{part}")
             arrays[f"x_{part}"] = _decode(arrays.pop(f"jpeg_{part}").tobytes(), bounds)
-    if quick:
-        arrays |= {name: arrays[name][:1000] for name in ("x_train", "y_train")}
+    arrays |= {name: arrays[name][:rows] for name in ("x_train", "y_train")}
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)

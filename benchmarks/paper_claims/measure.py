@@ -23,11 +23,16 @@ from rqtoolkit.functional.rate_distortion import bits_per_vector, entropy_per_de
 __all__ = ["load_classifier", "measure_stage1", "measure_stage2", "time_sampling"]
 
 
-def load_classifier(path: Path, train: ImageSet, name: str) -> Classifier:
-    """Return the network all models of a data set are seen through, trained the first time."""
+def load_classifier(path: Path, run: Run) -> Classifier:
+    """Return the network all models of a data set are seen through, trained the first time.
+
+    Args:
+        path: Its file.
+        run: A run with all the training images.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        train_classifier(train, name=name).save(path)
+        train_classifier(load_split(run)[0].to_memory(), name=f"{path.stem}-cnn").save(path)
     return Classifier.load(path)
 
 

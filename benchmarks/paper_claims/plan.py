@@ -19,12 +19,14 @@ class Task:
         kind: "stage1", "stage2" or "timing".
         settings: What it changes in base.yaml, by dotted key.
         needs: Tasks whose models it starts from: stage 2 needs its stage 1, timing two stages 2.
+        rows: Training images it learns from; None for all.
     """
 
     name: str
     kind: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    rows: int | None = None
 
 
 def _stage1(name: str, **settings: Any) -> Task:
@@ -54,6 +56,9 @@ TASKS: dict[str, Task] = {
         Task("soft-0.0005", "stage2", _soft(0.0005), ("depth4",)),
         Task("soft-0.002", "stage2", _soft(0.002), ("depth4",)),
         Task("soft-paper", "stage2", _soft(0.5, relative=False), ("depth4",)),
+        # where a transformer learns by heart: every image is seen 32 times
+        Task("hard-few", "stage2", {}, ("depth4",), rows=1000),
+        Task("soft-few", "stage2", _soft(0.002), ("depth4",), rows=1000),
         # 8x8 positions of one code; the last level as wide as in the other
         _stage1("long", autoencoder__multipliers=[1, 2, 8], quantizer__depth=1),
         Task("long-hard", "stage2", {}, ("long",)),
@@ -76,7 +81,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "depth2-size64",
     ),
     "shared": ("depth4", "per-depth"),
-    "soft": ("hard", "soft-0.0005", "soft-0.002", "soft-paper"),
+    "soft": ("hard", "soft-0.0005", "soft-0.002", "soft-paper", "hard-few", "soft-few"),
     "grid": ("depth4", "long", "hard", "long-hard", "sampling-time"),
     "lineage": ("kl", "kl-strong", "vq", "depth4"),
 }

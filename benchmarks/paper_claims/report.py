@@ -38,7 +38,7 @@ LAYOUT: dict[str, tuple[tuple[str, ...], tuple[tuple[str, Figure, str], ...]]] =
     ),
     "Shared and separate codebooks": (("depth4", "per-depth"), (ERROR, DISTANCE, USAGE)),
     "Targets of stage 2": (
-        ("hard", "soft-0.0005", "soft-0.002", "soft-paper"),
+        ("hard", "soft-0.0005", "soft-0.002", "soft-paper", "hard-few", "soft-few"),
         (CODE_BITS, DISTANCE, COVERAGE, ACCURACY),
     ),
     "Code grids: reconstruction": (("depth4", "long"), (BITS, ERROR, DISTANCE)),

@@ -19,7 +19,7 @@ from benchmarks.paper_claims.measure import (
 from benchmarks.paper_claims.plan import TASKS, Task
 from benchmarks.paper_claims.results import Record
 from imagegen.config import load_config
-from imagegen.jobs import load_split, train_run
+from imagegen.jobs import train_run
 from imagegen.runs import Run
 from imagegen.settings import Config
 
@@ -67,7 +67,7 @@ def perform(task: Task, data: str, seed: int, *, work: Path, quick: bool = False
         work: Folder of runs, images and classifiers.
         quick: A few steps on a few images, to see that everything works.
     """
-    images = prepare_images(data, work / "images", quick=quick)
+    images = prepare_images(data, work / "images", rows=1000 if quick else task.rows)
     if task.kind == "timing":
         runs = {name: Run.open(_folder(work, data, seed, TASKS[name])) for name in task.needs}
         begun = process_time()
@@ -79,16 +79,15 @@ def perform(task: Task, data: str, seed: int, *, work: Path, quick: bool = False
     path.parent.mkdir(parents=True, exist_ok=True)
     begun = process_time()
     if task.kind == "stage1":
-        run = train_run(config, path, stages=[1])
+        source = run = train_run(config, path, stages=[1])
     else:
         run = Run.create(path, config)
         (need,) = task.needs
-        earlier = Run.open(_folder(work, data, seed, TASKS[need]))
-        shutil.copyfile(earlier.autoencoder_path, run.autoencoder_path)
+        source = Run.open(_folder(work, data, seed, TASKS[need]))
+        shutil.copyfile(source.autoencoder_path, run.autoencoder_path)
         run = train_run(config, path, stages=[2], resume=True)
     seconds = process_time() - begun
-    train = load_split(run)[0]
-    classifier = load_classifier(work / "classifiers" / f"{data}.safetensors", train, f"{data}-cnn")
+    classifier = load_classifier(work / "classifiers" / f"{data}.safetensors", source)
     measure = measure_stage1 if task.kind == "stage1" else measure_stage2
     return _record(task, data, seed, seconds, measure(run, classifier))
 
