@@ -6,10 +6,11 @@ from typing import Annotated
 import torch
 import typer
 
+from benchmarks.paper_claims.figures import draw_figures
 from benchmarks.paper_claims.images import ROOT
 from benchmarks.paper_claims.plan import DATA, PARTS, TASKS, ordered, remaining
-from benchmarks.paper_claims.report import draw_figures, tables
 from benchmarks.paper_claims.results import find, merge, read_results, write_results
+from benchmarks.paper_claims.tables import tables
 from benchmarks.paper_claims.work import finished, perform
 
 RESULTS = ROOT / "benchmarks" / "results" / "paper_claims.json"

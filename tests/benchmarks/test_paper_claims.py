@@ -8,10 +8,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks.paper_claims import __main__ as command
+from benchmarks.paper_claims.figures import draw_figures
 from benchmarks.paper_claims.images import prepare_images
 from benchmarks.paper_claims.plan import PARTS, TASKS, ordered, remaining
-from benchmarks.paper_claims.report import draw_figures, tables
 from benchmarks.paper_claims.results import find, merge, read_results, write_results
+from benchmarks.paper_claims.tables import tables
 from benchmarks.paper_claims.work import configure
 
 

@@ -1,15 +1,11 @@
-"""Tables and figures of the results: mean over seeds, with the spread where there are several."""
+"""The results as Markdown tables: mean over seeds, with the spread where there are several."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import mean, stdev
 
-import matplotlib.pyplot as plt
-
 from benchmarks.paper_claims.results import Record, find
-from rqtoolkit.io.atomic import atomic_path
 
-__all__ = ["draw_figures", "figure_of", "tables"]
+__all__ = ["BITS", "DISTANCE", "ERROR", "figure_of", "tables"]
 
 Figure = Callable[[dict], float]
 """Takes one number out of the measures of a record."""
@@ -98,42 +94,3 @@ def _timing_table(data: str, timings: Sequence[Record]) -> str:
         )
         lines.append(f"| {size} | {1000 * short:.3g} | {1000 * long:.3g} | {long / short:.2f} |")
     return "\n".join(lines)
-
-
-def draw_figures(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Draw what a table shows less well: error against bits, by depth and by codebook size."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sets = [data for data in ("fashion", "cifar") if find(records, data=data)]
-    figure, axes = plt.subplots(
-        1, len(sets), figsize=(4.5 * len(sets), 3.4), squeeze=False, layout="constrained"
-    )
-    lines = {
-        "depth 1, 2, 4, 8 of 256 codes": ("depth1", "depth2", "depth4", "depth8"),
-        "one code of 64, 256, 1024, 4096": ("size64", "depth1", "size1024", "size4096"),
-        "2 codes of 64": ("depth2-size64",),
-    }
-    for axis, data in zip(axes[0], sets, strict=True):
-        own = find(records, data=data)
-        for (label, tasks), style in zip(lines.items(), ("o-", "s--", "D"), strict=True):
-            points = [
-                (bits[0], *error)
-                for task in tasks
-                if (bits := figure_of(own, task, BITS[1]))
-                and (error := figure_of(own, task, ERROR[1]))
-            ]
-            if points:
-                x, y, spread = zip(*points, strict=True)
-                axis.errorbar(x, y, spread, fmt=style, label=label, capsize=3, markersize=5)
-        axis.set(title=_TITLES[data], xlabel="bits an image", ylabel="held-out relative error, %")
-        axis.set_xscale("log", base=2)
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-    axes[0][0].legend(frameon=False, fontsize=8)
-    path = folder / "paper-claims-depth.png"
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-    return [path]
-
-
-_TITLES = {"fashion": "Fashion-MNIST", "cifar": "CIFAR-10"}
