@@ -4,6 +4,7 @@ A file holds whole tensors however many processes share them, so any number of p
 or FSDP, goes on from what any other left. Randomness needs no state: see `imagegen.training`.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,14 +121,15 @@ class TrainingState:
         return expected | {f"average.{k}": v for k, v in self.average.values.items()}
 
     @contextmanager
-    def finished(self, plain: nn.Module, device: torch.device) -> Iterator[None]:
+    def finished(self, plain: nn.Module, run: Run) -> Iterator[None]:
         """Put the averaged weights into the module that `spread` was given, while the block runs.
 
-        It is in eval mode then. Every process must take part.
+        It is in eval mode then, on the run's device. Every process must take part; weights that
+        are divided over them come to the first alone.
 
         Args:
             plain: That module.
-            device: Where it is needed.
+            run: The run.
         """
         module = self.average.module
         if plain is module:
@@ -136,11 +138,15 @@ class TrainingState:
             return
         into = plain.state_dict()
         sources = dict(module.named_buffers()) | self.average.values
-        for key, value in sources.items():  # divided over processes: all gather, one would do
-            into[key].copy_(gathered(value))
-        plain.to(device).eval()
+        for key, value in sources.items():
+            whole = gathered(value)
+            if run.ranks.main:
+                into[key].copy_(whole)
+        if run.ranks.main:
+            plain.to(run.device).eval()
         yield
-        plain.to("cpu")
+        if run.ranks.main:
+            plain.to("cpu")
 
     def _live(self) -> Iterator[tuple[str, Tensor]]:
         for name, model in self.models.items():
@@ -194,6 +200,8 @@ def save_state(run: Run, stage: int, step: int, state: TrainingState, *, keep: i
     if not run.ranks.main:
         return
     path = run.checkpoints / f"stage{stage}-{step:07d}.safetensors"
+    with writing(run, stage), run.metrics_path.open("ab") as log:
+        os.fsync(log.fileno())  # a checkpoint must not survive a power cut that its log did not
     arguments = {"step": step, "averaged": state.average.count}
     with writing(run, stage):
         write_artifact(path, class_name="Training", arguments=arguments, tensors=tensors)

@@ -160,8 +160,8 @@ def spread(
 
     Calling the result calls `method` of the module on this process's share of a batch. Backward
     passes then leave gradients averaged over the processes. Under "fsdp" each process holds a share
-    of every tensor in a copy of the module, and the module itself is what the training loop fills
-    with the finished weights to draw pictures and to save.
+    of every tensor in a copy of the module. The module itself, which only the first process keeps
+    in memory, is what the training loop fills with the weights to draw pictures from and to save.
 
     Args:
         module: What to train.
@@ -183,9 +183,8 @@ def spread(
     if ranks.size == 1:
         return _Call(module.to(device), method, module)
     if mode == "fsdp":
-        return _Call(
-            _shard(copy.deepcopy(module).to(device), device, method, dtype), method, module
-        )
+        divided = _shard(copy.deepcopy(module).to(device), device, method, dtype)
+        return _Call(divided, method, module if ranks.main else module.to("meta"))
     if device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     called = _Call(module.to(device), method, module)

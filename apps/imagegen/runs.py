@@ -24,10 +24,12 @@ from rqtoolkit.io.atomic import atomic_path
 
 __all__ = ["Run", "deferred_interrupt", "interruption", "resolve_device"]
 
+_FOLDERS = ("checkpoints", "samples", "cache", "tensorboard", "wandb")
 _FILES = (
     "split.json",
     "tokenizer.json",
     "initial.json",
+    "perceptual.json",
     "metrics.jsonl",
     "metrics.json",
     "report.html",
@@ -101,8 +103,8 @@ class Run:
         run = cls.check(path, config, resume=resume, replace=replace)
         existing = run.path / "config.yaml"
         if replace and existing.exists():
-            for folder in (run.checkpoints, run.samples, run.cache, run.path / "tensorboard"):
-                shutil.rmtree(folder, ignore_errors=True)
+            for name in _FOLDERS:
+                shutil.rmtree(run.path / name, ignore_errors=True)
             for name in _FILES:
                 (run.path / name).unlink(missing_ok=True)
         for folder in (run.checkpoints, run.samples):

@@ -108,8 +108,6 @@ def train_loop(
     if start == 0:
         initialize(run, stage, average.module)
     guard = DivergenceGuard(run, stage, config)
-    entered = perf_counter()
-    begun = entered - _seconds_spent(run, stage)
     description = title = f"Stage {stage} of 2"
     with (
         deferred_interrupt() as interrupted,
@@ -117,6 +115,8 @@ def train_loop(
         open_log(run, stage, start) as log,
         closing(cast(Any, batches(start))) as waiting,
     ):
+        entered = perf_counter()
+        begun = entered - _seconds_spent(run, stage)
         for step in range(start, config.steps):
             torch.manual_seed(_seed(run, stage, step))
             for optimizer in optimizers.values():
@@ -147,7 +147,7 @@ def train_loop(
                 description = f"{title}, loss {record['loss']:.4g}, {pace:.0f} images/s"
             if done % config.sample_every == 0 or last:
                 guard.judge()
-                with state.finished(plain, run.device), writing(run, stage):
+                with state.finished(plain, run), writing(run, stage):
                     if ranks.main:
                         log(done, observe(done))
                 ranks.wait()
@@ -158,7 +158,7 @@ def train_loop(
                 save_state(run, stage, done, state, keep=config.keep_checkpoints)
             if stop:
                 raise interruption(stop)
-    with state.finished(plain, run.device), writing(run, stage):
+    with state.finished(plain, run), writing(run, stage):
         if ranks.main:
             finish()
     ranks.wait()
