@@ -6,6 +6,7 @@ import torch
 
 from imagegen.config import load_config
 from imagegen.images import ImageSet
+from imagegen.pictures import draw_grid
 from imagegen.runs import Run
 from imagegen.split import write_split
 from imagegen.stage1 import build_autoencoder
@@ -25,6 +26,16 @@ TINY = {
     "transformer.depth_layers": 1,
     "transformer.label_dropout": 0.1,
 }
+
+
+@pytest.fixture(scope="module")
+def quick_pictures():
+    """Draw charts of reports as one grey square: they take most of an evaluation's time."""
+    png = draw_grid(np.full((1, 1, 4, 4, 1), 128, np.uint8))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("draw_losses", "draw_usage", "draw_rate_distortion"):
+            patch.setattr(f"imagegen.report.write.{name}", lambda *_, **__: png)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ TINY = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_classifier():
+def quick_classifier(quick_pictures):  # noqa: ARG001
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "LEAST_IMAGES", 640)
         patch.setattr(classifier, "PASSES", 1)

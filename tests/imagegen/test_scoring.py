@@ -6,8 +6,10 @@ import shlex
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from imagegen import scoring
+from imagegen.cli import app
 from imagegen.config import load_config
 from imagegen.data import open_images
 from imagegen.evaluate import classifier, frechet_distance
@@ -50,7 +52,7 @@ KEYS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_classifier():
+def quick_classifier(quick_pictures):  # noqa: ARG001
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "LEAST_IMAGES", 640)
         patch.setattr(classifier, "PASSES", 1)
@@ -238,6 +240,21 @@ def test_another_number_of_samples(run):
     assert len(list((run.samples / "evaluated").glob("0*.png"))) == 50
     assert metrics["evaluation"]["images"] == 50
     evaluate_run(run)
+
+
+def test_the_command_passes_every_option_on(run, monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr(scoring, "evaluate_run", lambda run, **asked: seen.update(asked) or {})
+    names = ("inception", "vgg", "lpips", "reference", "save-reference", "samples")
+    paths = [word for name in names for word in (f"--{name}", str(tmp_path / name))]
+    result = CliRunner().invoke(app, ["evaluate", str(run.path), "--num", "7", *paths, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {}
+    seen.pop("progress")
+    assert seen.pop("number") == 7
+    assert seen.pop("save") == tmp_path / "save-reference"
+    assert seen.pop("given") == tmp_path / "samples"
+    assert seen == {name: tmp_path / name for name in names[:4]}
 
 
 @pytest.mark.parametrize(
