@@ -253,7 +253,7 @@ class RQVAE(nn.Module):
         """
         arguments, tensors = read_artifact(path, class_name="RQVAE", device=str(device))
         options = dict(arguments.pop("bottleneck", {}))
-        kind = options.pop("class", None)
+        kind = options.pop("class", "ResidualQuantizer")  # the only one, when files named none
         if kind not in _BOTTLENECKS:
             raise ArtifactError(
                 f"RQVAE.load: {path} has an unknown bottleneck; got {kind!r}, known are "

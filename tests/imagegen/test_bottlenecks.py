@@ -136,6 +136,17 @@ def test_a_file_with_an_unknown_bottleneck_is_refused(tmp_path):
         RQVAE.load(path)
 
 
+def test_a_file_that_names_no_bottleneck_has_the_residual_quantizer(tmp_path):
+    path, model = tmp_path / "m.safetensors", tiny("rq").eval()
+    model.save(path)
+    arguments, tensors = read_artifact(path, class_name="RQVAE")
+    del arguments["bottleneck"]["class"]
+    write_artifact(path, class_name="RQVAE", arguments=arguments, tensors=tensors)
+    images = torch.rand(2, model.image_channels, model.resolution, model.resolution)
+    loaded = RQVAE.load(path)
+    assert torch.equal(loaded.encode(images), model.encode(images))
+
+
 SMALL = {
     "data.resolution": 8,
     "autoencoder.channels": 4,
