@@ -244,7 +244,7 @@ def test_another_number_of_samples(run):
 
 def test_the_command_passes_every_option_on(run, monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr(scoring, "evaluate_run", lambda run, **asked: seen.update(asked) or {})
+    monkeypatch.setattr(scoring, "evaluate_run", lambda _, **asked: seen.update(asked) or {})
     names = ("inception", "vgg", "lpips", "reference", "save-reference", "samples")
     paths = [word for name in names for word in (f"--{name}", str(tmp_path / name))]
     result = CliRunner().invoke(app, ["evaluate", str(run.path), "--num", "7", *paths, "--json"])

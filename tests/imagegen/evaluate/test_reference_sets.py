@@ -71,7 +71,7 @@ def test_statistics_keep_digits_far_from_zero():
 def test_a_wrong_total_is_refused():
     with pytest.raises(DataError, match="at most total=39; got 40"):
         gather_statistics(Pixels(), batches(IMAGES, 7), total=39)
-    with pytest.raises(DataError, match="at least 2 images .* got 1"):
+    with pytest.raises(DataError, match=r"at least 2 images .* got 1"):
         gather_statistics(Pixels(), batches(IMAGES[:1], 7), total=5)
 
 
