@@ -160,8 +160,8 @@ class _BlockE(nn.Module):
 class Inception(nn.Module):
     """Inception-v3 as FID knows it: 2,048 pooled features, 1,008 class logits; 23.9M parameters.
 
-    A feature extractor of `imagegen.evaluate.extractors`. It has no useful weights until `load`, and
-    bears the plain name of the network only with those of the public file.
+    A feature extractor of `imagegen.evaluate.extractors`. It has no useful weights until `load`,
+    and bears the plain name of the network only with those of the public file.
 
     References:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
