@@ -1,6 +1,6 @@
 """What must hold between a configuration and its images before a run makes its folder."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -22,7 +22,8 @@ def check_training(
     train: ImageData,
     held_out: ImageSet,
     *,
-    stages: Sequence[int] = (1, 2),
+    stages: Collection[int] = (1, 2),
+    starting: Collection[int] | None = None,
     processes: int = 1,
 ) -> None:
     """Refuse a configuration that cannot train on these images.
@@ -34,6 +35,7 @@ def check_training(
         train: Images to learn from.
         held_out: Images to measure on.
         stages: Stages that are going to be trained.
+        starting: Stages whose models come from `config.init_from`; None for those that are trained.
         processes: Processes that share each batch.
 
     Raises:
@@ -77,7 +79,7 @@ def check_training(
     if 1 in stages:
         check_perceptual(config)
     if config.init_from is not None:
-        for stage in stages:
+        for stage in sorted(stages if starting is None else starting):
             check_initial(config.init_from, stage, models[stage])
     sizes = config.autoencoder
     levels = [config.data.resolution // 2**level for level in range(len(sizes.multipliers))]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,9 +15,18 @@ from rqtoolkit.errors import ArtifactError, ConfigError
 from rqtoolkit.io.artifact import differences, read_artifact
 from rqtoolkit.io.atomic import atomic_path
 
-__all__ = ["check_initial", "initialize"]
+__all__ = ["adopt_stage1", "check_initial", "initialize", "offers"]
 
 _MODELS = {1: ("RQVAE", "rqvae.safetensors"), 2: ("RQTransformer", "rqtransformer.safetensors")}
+
+
+def offers(source: str | None, stage: int) -> bool:
+    """Return whether a source, such as `init_from`, has a finished model of a stage.
+
+    Raises:
+        ArtifactError: If it is a file that holds no model, or a folder without a finished stage 1.
+    """
+    return source is not None and _find(source, stage) is not None
 
 
 def check_initial(source: str, stage: int, module: nn.Module) -> None:
@@ -66,6 +76,21 @@ def initialize(run: Run, stage: int, module: nn.Module) -> None:
             copy_into(parameter, tensors[name])
 
 
+def adopt_stage1(run: Run) -> None:
+    """Take the RQ-VAE of `init_from` as it is for the finished stage 1 of a run without one.
+
+    Several transformers can so be trained on the codes of one RQ-VAE. Called by one process.
+
+    Raises:
+        ArtifactError: If there is no such model, or it has changed since the run began.
+    """
+    path = _find(run.config.init_from or "", 1)
+    assert path is not None, "ask `offers` first"
+    _write_origin(run, 1, _origin(run, 1, path))
+    with atomic_path(run.autoencoder_path) as temporary:
+        shutil.copyfile(path, temporary)
+
+
 def _find(source: str, stage: int) -> Path | None:
     """Return the file that a stage starts from, None where the source is for the other stage."""
     path, (kind, name) = Path(source), _MODELS[stage]
@@ -112,17 +137,32 @@ def _read(path: Path, stage: int, module: nn.Module) -> Mapping[str, Tensor]:
 
 
 def _record(run: Run, stage: int, path: Path) -> None:
-    recorded = run.path / "initial.json"
-    origins = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {}
+    """Keep where a stage started; every process calls this."""
+    origin = _origin(run, stage, path)
+    run.ranks.wait()  # all have read before the first writes
+    if run.ranks.main:
+        _write_origin(run, stage, origin)
+
+
+def _origin(run: Run, stage: int, path: Path) -> dict[str, str]:
+    """Return path and checksum of a file, which must be the one this stage was started from."""
     with path.open("rb") as file:
         origin = {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    before = origins.setdefault(f"stage{stage}", origin)
+    before = _origins(run).get(f"stage{stage}", origin)
     if before["sha256"] != origin["sha256"]:
         raise ArtifactError(
             f"init_from: {path} is not the file that {run.path} was started from; got another "
-            f"checksum than {recorded} has. Bring it back, or train in a new folder."
+            f"checksum than initial.json has. Bring it back, or train in a new folder."
         )
-    run.ranks.wait()  # all have read before the first writes
-    if run.ranks.main:
-        with atomic_path(recorded) as temporary:
-            temporary.write_text(json.dumps(origins, indent=2) + "\n", encoding="utf-8")
+    return before
+
+
+def _origins(run: Run) -> dict[str, dict[str, str]]:
+    recorded = run.path / "initial.json"
+    return json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {}
+
+
+def _write_origin(run: Run, stage: int, origin: dict[str, str]) -> None:
+    origins = {**_origins(run), f"stage{stage}": origin}
+    with atomic_path(run.path / "initial.json") as temporary:
+        temporary.write_text(json.dumps(origins, indent=2) + "\n", encoding="utf-8")

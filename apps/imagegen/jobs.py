@@ -8,6 +8,7 @@ from imagegen.autoencoder import RQVAE
 from imagegen.checks import check_training
 from imagegen.data import ImageData, ImageSet, open_images
 from imagegen.distributed import join
+from imagegen.initialize import adopt_stage1, offers
 from imagegen.runs import Run
 from imagegen.settings import Config
 from imagegen.split import check_split, write_split
@@ -62,7 +63,8 @@ def train_run(
     Args:
         config: What to train.
         path: Folder of the run.
-        stages: Stages to train; 2 alone needs stage 1 finished in the same run.
+        stages: Stages to train; 2 alone needs stage 1 finished in the same run, or takes it as it
+            is from where `config.init_from` points.
         resume: Go on with a run that was interrupted, or finished only stage 1.
         replace: Remove an earlier run from the folder.
         progress: Called as progress(description, done, total).
@@ -79,10 +81,14 @@ def train_run(
 
     def prepare() -> tuple[ImageData, ImageSet]:
         run = Run.check(path, config, resume=resume, replace=replace)
-        if 1 not in stages:
+        adopting = 1 not in stages and not run.autoencoder_path.exists()
+        if adopting and not offers(config.init_from, 1):
             run.require(run.autoencoder_path, 1)
         train, held_out = load_run_images(config, shown)
-        check_training(config, train, held_out, stages=stages, processes=ranks.size)
+        starting = {1, *stages} if adopting else None
+        check_training(
+            config, train, held_out, stages=stages, starting=starting, processes=ranks.size
+        )
         if not replace:
             check_split(path, train, held_out)
         return train, held_out
@@ -93,6 +99,9 @@ def train_run(
         if ranks.main:
             keep_tokenizer(Run.create(path, config, resume=resume, replace=replace))
             write_split(path, train, held_out)
+            alone = Run(Path(path), config)
+            if 1 not in stages and not alone.autoencoder_path.exists():
+                adopt_stage1(alone)
         ranks.wait()
         run = Run(Path(path), config, ranks)
         if 1 in stages:

@@ -108,3 +108,31 @@ def test_a_source_that_has_changed_is_noticed(source, tmp_path):
     shutil.copy(other.autoencoder_path, copied / "checkpoints" / "rqvae.safetensors")
     with pytest.raises(ArtifactError, match=r"is not the file that .* was started from"):
         train_run(config, tmp_path / "run", stages=(1,), resume=True)
+
+
+def test_stage_2_alone_takes_stage_1_as_it_is(source, tmp_path):
+    model = source / "checkpoints" / "rqvae.safetensors"
+    config = small(init_from=str(model), seed=5)
+    run = train_run(config, tmp_path / "run", stages=(2,))
+    assert run.autoencoder_path.read_bytes() == model.read_bytes()
+    assert {m["stage"] for m in run.metrics()} == {2}
+    assert json.loads((run.path / "initial.json").read_text()).keys() == {"stage1"}
+    autoencoder, transformer = load_models(run)
+    codebooks = transformer.embedding.codebooks
+    assert torch.equal(codebooks, autoencoder.quantizer.codebooks.expand_as(codebooks))
+    gone = small(init_from=str(tmp_path / "copy.safetensors"), seed=5)
+    shutil.copy(model, tmp_path / "copy.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        train_run(gone, tmp_path / "again", stages=(2,), progress=interrupt_at(2, 1))
+    assert (tmp_path / "again" / "checkpoints" / "rqvae.safetensors").is_file()
+
+
+def test_stage_2_alone_needs_a_fitting_stage_1(source, tmp_path):
+    model = source / "checkpoints" / "rqvae.safetensors"
+    other = small(init_from=str(model), **{"quantizer.codebook_size": 16})
+    with pytest.raises(ConfigError, match="not of the architecture that stage 1"):
+        train_run(other, tmp_path / "run", stages=(2,))
+    prior = str(source / "checkpoints" / "rqtransformer.safetensors")
+    with pytest.raises(ArtifactError, match=r"stage 1 of .* is not finished"):
+        train_run(small(init_from=prior), tmp_path / "run", stages=(2,))
+    assert not (tmp_path / "run").exists()
