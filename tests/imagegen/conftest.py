@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_runs import TINY_MODELS
 
 from imagegen.config import load_config
 from imagegen.images import ImageSet
@@ -13,16 +14,7 @@ from imagegen.stage1 import build_autoencoder
 from imagegen.stage2 import build_transformer
 
 TINY = {
-    "data.resolution": 8,
-    "autoencoder.channels": 4,
-    "autoencoder.multipliers": [1, 2],
-    "autoencoder.latent_channels": 8,
-    "autoencoder.code_dim": 4,
-    "quantizer.depth": 2,
-    "quantizer.codebook_size": 8,
-    "transformer.dim": 16,
-    "transformer.num_heads": 2,
-    "transformer.body_layers": 1,
+    **TINY_MODELS,
     "transformer.depth_layers": 1,
     "transformer.label_dropout": 0.1,
 }

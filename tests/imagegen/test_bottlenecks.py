@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_runs import TINY_MODELS
 from torch.distributions import Independent, Normal, kl_divergence
 
 from imagegen.autoencoder import RQVAE
@@ -148,13 +149,8 @@ def test_a_file_that_names_no_bottleneck_has_the_residual_quantizer(tmp_path):
 
 
 SMALL = {
-    "data.resolution": 8,
-    "autoencoder.channels": 4,
-    "autoencoder.multipliers": [1, 2],
-    "autoencoder.latent_channels": 8,
-    "autoencoder.code_dim": 4,
+    **TINY_MODELS,
     "quantizer.depth": 1,
-    "quantizer.codebook_size": 8,
     "stage1.steps": 4,
     "stage1.batch_size": 8,
     "stage1.log_every": 1,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_runs import TINY_MODELS
 from typer.testing import CliRunner
 
 from imagegen.cli import app
@@ -19,16 +20,7 @@ from imagegen.user_images import read_user_images
 from rqtoolkit.errors import ArtifactError, ConfigError
 
 TINY = {
-    "data.resolution": 8,
-    "autoencoder.channels": 4,
-    "autoencoder.multipliers": [1, 2],
-    "autoencoder.latent_channels": 8,
-    "autoencoder.code_dim": 4,
-    "quantizer.depth": 2,
-    "quantizer.codebook_size": 8,
-    "transformer.dim": 16,
-    "transformer.num_heads": 2,
-    "transformer.body_layers": 1,
+    **TINY_MODELS,
     "stage1.steps": 4,
     "stage1.batch_size": 8,
     "stage2.steps": 4,

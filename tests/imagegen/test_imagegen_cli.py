@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_runs import TINY_MODELS
 from typer.testing import CliRunner
 
 from imagegen.cli import app
@@ -21,16 +22,7 @@ from imagegen.scoring import evaluate_run
 from rqtoolkit.errors import ArtifactError, ConfigError, DataError
 
 TINY = {
-    "data.resolution": 8,
-    "autoencoder.channels": 4,
-    "autoencoder.multipliers": [1, 2],
-    "autoencoder.latent_channels": 8,
-    "autoencoder.code_dim": 4,
-    "quantizer.depth": 2,
-    "quantizer.codebook_size": 8,
-    "transformer.dim": 16,
-    "transformer.num_heads": 2,
-    "transformer.body_layers": 1,
+    **TINY_MODELS,
     "transformer.label_dropout": 0.1,
     "stage1.steps": 4,
     "stage1.batch_size": 8,

@@ -6,6 +6,7 @@ import shlex
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_runs import TINY_MODELS
 from typer.testing import CliRunner
 
 from imagegen import scoring
@@ -20,16 +21,7 @@ from imagegen.settings import Config
 from rqtoolkit.errors import ConfigError, DataError
 
 TINY = {
-    "data.resolution": 8,
-    "autoencoder.channels": 4,
-    "autoencoder.multipliers": [1, 2],
-    "autoencoder.latent_channels": 8,
-    "autoencoder.code_dim": 4,
-    "quantizer.depth": 2,
-    "quantizer.codebook_size": 8,
-    "transformer.dim": 16,
-    "transformer.num_heads": 2,
-    "transformer.body_layers": 1,
+    **TINY_MODELS,
     "stage1.steps": 4,
     "stage2.steps": 4,
     "sampling.top_k": 5,

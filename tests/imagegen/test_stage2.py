@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_runs import TINY_MODELS
 
 from imagegen.autoencoder import RQVAE
 from imagegen.checks import check_training
@@ -23,16 +24,7 @@ from rqtoolkit.errors import ConfigError
 from rqtoolkit.transformer import RQTransformer
 
 SMALL = {
-    "data.resolution": 8,
-    "autoencoder.channels": 4,
-    "autoencoder.multipliers": [1, 2],
-    "autoencoder.latent_channels": 8,
-    "autoencoder.code_dim": 4,
-    "quantizer.depth": 2,
-    "quantizer.codebook_size": 8,
-    "transformer.dim": 16,
-    "transformer.num_heads": 2,
-    "transformer.body_layers": 1,
+    **TINY_MODELS,
     "transformer.dropout": 0.0,
     "stage2.steps": 6,
     "stage2.batch_size": 16,

@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from tiny_runs import TINY_MODELS
 from torch import nn
 
 from imagegen.checkpointing import WeightAverage
@@ -22,17 +23,8 @@ from rqtoolkit.errors import ArtifactError, ConfigError, DataError
 from rqtoolkit.transformer import RQTransformer
 
 SMALL = {
-    "data.resolution": 8,
-    "autoencoder.channels": 4,
-    "autoencoder.multipliers": [1, 2],
-    "autoencoder.latent_channels": 8,
-    "autoencoder.code_dim": 4,
+    **TINY_MODELS,
     "autoencoder.dropout": 0.1,
-    "quantizer.depth": 2,
-    "quantizer.codebook_size": 8,
-    "transformer.dim": 16,
-    "transformer.num_heads": 2,
-    "transformer.body_layers": 1,
     **{
         f"{stage}.{key}": value
         for stage in ("stage1", "stage2")

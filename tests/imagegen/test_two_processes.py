@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import TINY_MODELS
 
 from imagegen.config import dump_config, load_config
 from imagegen.jobs import train_run
@@ -16,18 +17,9 @@ from imagegen.runs import Run
 
 SCRIPT = Path(__file__).with_name("two_process_script.py")
 TINY = {
-    "data.resolution": 8,
-    "autoencoder.channels": 4,
-    "autoencoder.multipliers": [1, 2],
-    "autoencoder.latent_channels": 8,
-    "autoencoder.code_dim": 4,
+    **TINY_MODELS,
     "autoencoder.norm_groups": 1,  # a group of one channel cancels its bias: Adam divides noise
-    "quantizer.depth": 2,
-    "quantizer.codebook_size": 8,
     "quantizer.restart_threshold": 0.0,  # revived entries come from the first process's images
-    "transformer.dim": 16,
-    "transformer.num_heads": 2,
-    "transformer.body_layers": 1,
     "transformer.dropout": 0.0,
     "stage2.soft_targets": False,
     "stage2.stochastic_codes": False,

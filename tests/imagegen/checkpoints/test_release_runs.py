@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from reference_release import STAGE1, STAGE2, changed, stage1_state, stage2_state, write_release
+from tiny_runs import TINY_MODELS
 
 from imagegen import import_release
 from imagegen.autoencoder import RQVAE
@@ -221,18 +222,10 @@ def test_an_average_that_is_not_there(tmp_path, capsys):
 
 
 OWN = {
-    "data.resolution": 8,
+    **TINY_MODELS,
     "autoencoder.channels": 32,
-    "autoencoder.multipliers": [1, 2],
-    "autoencoder.latent_channels": 8,
-    "autoencoder.code_dim": 4,
     "autoencoder.middle": True,
     "autoencoder.norm_groups": 32,
-    "quantizer.depth": 2,
-    "quantizer.codebook_size": 8,
-    "transformer.dim": 16,
-    "transformer.num_heads": 2,
-    "transformer.body_layers": 1,
     "transformer.label_dropout": 0.1,
     "stage1.steps": 3,
     "stage1.batch_size": 16,
