@@ -242,7 +242,10 @@ class RQVAE(nn.Module):
         names = signature(kind).parameters  # kept as attributes of the same name
         bottleneck = {name: getattr(self.quantizer, name) for name in names}
         arguments = {**self.arguments, "bottleneck": {"class": kind.__name__, **bottleneck}}
-        write_artifact(path, class_name="RQVAE", arguments=arguments, tensors=self.state_dict())
+        tensors = self.state_dict()
+        gathered = "quantizer.state.gathered"  # for k-means, in a training shorter than it waits
+        tensors |= {gathered: tensors[gathered][:0]} if gathered in tensors else {}
+        write_artifact(path, class_name="RQVAE", arguments=arguments, tensors=tensors)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:

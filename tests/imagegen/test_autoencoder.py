@@ -146,6 +146,16 @@ def test_save_and_load_give_the_same_model(tmp_path):
         ResidualQuantizer.load(tmp_path / "m.safetensors")
 
 
+def test_a_model_whose_codebook_still_waits_for_vectors_is_saved_and_loaded(tmp_path):
+    model = RQVAE(ResidualQuantizer(4, 2, 4096), **TINY)
+    images = torch.randn(8, 1, 16, 16)
+    model(images)  # far fewer vectors than k-means asks for
+    assert len(model.quantizer.state.gathered)
+    model.eval().save(tmp_path / "m.safetensors")
+    again = RQVAE.load(tmp_path / "m.safetensors")
+    assert torch.equal(again.encode(images), model.encode(images))
+
+
 def test_bad_input_is_refused():
     quantizer = ResidualQuantizer(4, 2, 8)
     model = RQVAE(quantizer, **TINY)
