@@ -10,10 +10,11 @@ from benchmarks.paper_claims.figures import draw_figures
 from benchmarks.paper_claims.images import ROOT
 from benchmarks.paper_claims.plan import DATA, PARTS, TASKS, ordered, remaining
 from benchmarks.paper_claims.results import find, merge, read_results, write_results
-from benchmarks.paper_claims.tables import tables
+from benchmarks.paper_claims.tables import replace_tables, tables
 from benchmarks.paper_claims.work import finished, perform
 
 RESULTS = ROOT / "benchmarks" / "results" / "paper_claims.json"
+PAGE = ROOT / "docs" / "paper-claims.md"
 
 
 def main(
@@ -24,7 +25,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON file of the results.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show what is done, do nothing.")] = False,
     draw: Annotated[
-        bool, typer.Option(help="Draw the figures of the docs, train nothing.")
+        bool, typer.Option(help="Write figures and tables of the docs, train nothing.")
     ] = False,
     quick: Annotated[bool, typer.Option(help="20 steps a training, results in --work.")] = False,
 ) -> None:
@@ -33,7 +34,9 @@ def main(
         if unknown := set(chosen) - set(known):
             raise typer.BadParameter(f"{name} {sorted(unknown)} is none of {', '.join(known)}")
     if draw:
-        draw_figures(read_results(out or RESULTS), ROOT / "docs" / "assets")
+        draw_figures(read_results(out or RESULTS), PAGE.parent / "assets")
+        text = replace_tables(PAGE.read_text(encoding="utf-8"), read_results(out or RESULTS))
+        PAGE.write_text(text, encoding="utf-8")
         return
     if quick:
         work, out = work / "quick", work / "quick" / "results.json"

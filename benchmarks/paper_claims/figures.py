@@ -8,12 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.paper_claims.results import Record, find
-from benchmarks.paper_claims.tables import BITS, DISTANCE, ERROR, figure_of
+from benchmarks.paper_claims.tables import BITS, DISTANCE, ERROR, TITLES, figure_of
 from rqtoolkit.io.atomic import atomic_path
 
 __all__ = ["draw_figures"]
 
-TITLES = {"fashion": "Fashion-MNIST", "cifar": "CIFAR-10"}
 DEPTH = {
     "1, 2, 4, 8 codes of 256": (("depth1", "depth2", "depth4", "depth8"), "o-"),
     "1 code of 64, 256, 1024, 4096": (("size64", "depth1", "size1024", "size4096"), "s--"),
@@ -21,7 +20,14 @@ DEPTH = {
     "8×8 positions of 1 code of 256": (("long",), "^"),
     "Gaussian, weak and strong prior": (("kl", "kl-strong"), "x"),
 }
-TARGETS = ("hard", "soft-0.0005", "soft-0.002", "soft-paper", "hard-few", "soft-few")
+TARGETS = {
+    "hard": "hard",
+    "soft-0.0005": "τ .0005",
+    "soft-0.002": "τ .002",
+    "soft-paper": "τ .5 unscaled",
+    "hard-few": "hard, few",
+    "soft-few": "τ .002, few",
+}
 
 
 def draw_figures(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -51,8 +57,7 @@ def _draw_stage1(sets: dict[str, list[Record]]) -> Figure:
             points = [
                 (bits[0], *error)
                 for task in tasks
-                if (bits := figure_of(own, task, BITS[1]))
-                and (error := figure_of(own, task, ERROR[1]))
+                if (bits := figure_of(own, task, BITS)) and (error := figure_of(own, task, ERROR))
             ]
             if points:
                 x, y, spread = zip(*points, strict=True)
@@ -80,11 +85,13 @@ def _draw_stage2(sets: dict[str, list[Record]]) -> Figure:
 
 def _draw_targets(axis: Axes, records: Sequence[Record]) -> None:
     """Draw the distance of samples by target; hard and soft pairs stand side by side."""
-    there = [(task, found) for task in TARGETS if (found := figure_of(records, task, DISTANCE[1]))]
+    there = [(task, found) for task in TARGETS if (found := figure_of(records, task, DISTANCE))]
     for place, (task, (value, spread)) in enumerate(there):
         color = "C1" if task.startswith("hard") else "C0"
         axis.bar(place, value, yerr=spread or None, color=color, capsize=3)
-    axis.set_xticks(range(len(there)), [task for task, _ in there], rotation=40, ha="right")
+    axis.set_xticks(
+        range(len(there)), [TARGETS[task] for task, _ in there], rotation=40, ha="right"
+    )
     axis.set_ylabel("Fréchet distance of samples")
 
 

@@ -56,7 +56,7 @@ TASKS: dict[str, Task] = {
         Task("soft-0.0005", "stage2", _soft(0.0005), ("depth4",)),
         Task("soft-0.002", "stage2", _soft(0.002), ("depth4",)),
         Task("soft-paper", "stage2", _soft(0.5, relative=False), ("depth4",)),
-        # where a transformer learns by heart: every image is seen 32 times
+        # few images, each seen 32 times, should favour what keeps a model from learning by heart
         Task("hard-few", "stage2", {}, ("depth4",), rows=1000),
         Task("soft-few", "stage2", _soft(0.002), ("depth4",), rows=1000),
         # 8x8 positions of one code; the last level as wide as in the other

@@ -1,51 +1,90 @@
 """The results as Markdown tables: mean over seeds, with the spread where there are several."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, stdev
 
 from benchmarks.paper_claims.results import Record, find
 
-__all__ = ["BITS", "DISTANCE", "ERROR", "figure_of", "tables"]
+__all__ = ["BITS", "DISTANCE", "ERROR", "TITLES", "figure_of", "replace_tables", "tables"]
+
+TITLES = {"fashion": "Fashion-MNIST", "cifar": "CIFAR-10"}
+MARKS = ("<!-- tables, written by the command above -->", "<!-- end of tables -->")
 
 Figure = Callable[[dict], float]
 """Takes one number out of the measures of a record."""
 
-ERROR: tuple[str, Figure, str] = ("error", lambda m: 100 * m["relative_error"][-1], "%")
-BITS: tuple[str, Figure, str] = ("bits an image", lambda m: m["bits_per_image"], "")
-DISTANCE: tuple[str, Figure, str] = ("FD", lambda m: m["frechet_distance"], "")
-USAGE: tuple[str, Figure, str] = ("entries used", lambda m: 100 * mean(m["usage"]), "%")
-CODE_BITS: tuple[str, Figure, str] = ("bits per code", lambda m: mean(m["bits_per_code"]), "")
-ACCURACY: tuple[str, Figure, str] = ("class accuracy", lambda m: 100 * m["class_accuracy"], "%")
-COVERAGE: tuple[str, Figure, str] = ("coverage", lambda m: 100 * m["coverage"], "%")
 
-LAYOUT: dict[str, tuple[tuple[str, ...], tuple[tuple[str, Figure, str], ...]]] = {
-    "Depth against codebook size": (
-        (
-            "depth1",
-            "depth2",
-            "depth4",
-            "depth8",
-            "size64",
-            "size1024",
-            "size4096",
-            "depth2-size64",
-        ),
-        (BITS, ERROR, DISTANCE, USAGE),
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its head, its number and the unit behind it."""
+
+    head: str
+    figure: Figure
+    unit: str = ""
+
+
+BITS = Column("bits an image", lambda m: m["bits_per_image"])
+ERROR = Column("error", lambda m: 100 * m["relative_error"][-1], " %")
+DISTANCE = Column("FD", lambda m: m["frechet_distance"])
+USED = Column("entries used", lambda m: 100 * mean(m["usage"]), " %")
+ACCURACY = Column("class accuracy", lambda m: 100 * m["class_accuracy"], " %")
+COVERAGE = Column("coverage", lambda m: 100 * m["coverage"], " %")
+CODE_BITS = Column("bits per code", lambda m: mean(m["bits_per_code"]))
+MODEL_BITS = Column("bits an image", lambda m: 64 * mean(m["bits_per_code"]))
+
+LAYOUT: dict[str, tuple[Mapping[str, str], tuple[Column, ...]]] = {
+    "Depth and codebook size": (
+        {
+            "depth1": "1 code of 256",
+            "depth2": "2 codes of 256",
+            "depth4": "4 codes of 256",
+            "depth8": "8 codes of 256",
+            "size64": "1 code of 64",
+            "size1024": "1 code of 1024",
+            "size4096": "1 code of 4096",
+            "depth2-size64": "2 codes of 64",
+        },
+        (BITS, ERROR, DISTANCE, USED),
     ),
-    "Shared and separate codebooks": (("depth4", "per-depth"), (ERROR, DISTANCE, USAGE)),
-    "Targets of stage 2": (
-        ("hard", "soft-0.0005", "soft-0.002", "soft-paper", "hard-few", "soft-few"),
+    "Shared and separate codebooks": (
+        {"depth4": "one table for all levels", "per-depth": "a table for each level"},
+        (ERROR, DISTANCE, USED),
+    ),
+    "Targets of the transformer": (
+        {
+            "hard": "hard",
+            "soft-0.0005": "soft, relative τ 0.0005",
+            "soft-0.002": "soft, relative τ 0.002",
+            "soft-paper": "soft, τ 0.5 unscaled",
+            "hard-few": "hard, 1,000 images",
+            "soft-few": "soft, relative τ 0.002, 1,000 images",
+        },
         (CODE_BITS, DISTANCE, COVERAGE, ACCURACY),
     ),
-    "Code grids: reconstruction": (("depth4", "long"), (BITS, ERROR, DISTANCE)),
-    "Code grids: samples": (("hard", "long-hard"), (CODE_BITS, DISTANCE, COVERAGE, ACCURACY)),
-    "Lineage": (("kl", "kl-strong", "vq", "depth4"), (BITS, ERROR, DISTANCE, ACCURACY)),
+    "Short and long grid, reconstructions": (
+        {"depth4": "4×4×4", "long": "8×8×1"},
+        (BITS, ERROR, DISTANCE, ACCURACY),
+    ),
+    "Short and long grid, samples": (
+        {"hard": "4×4×4", "long-hard": "8×8×1"},
+        (MODEL_BITS, DISTANCE, COVERAGE, ACCURACY),
+    ),
+    "VAE, VQ-VAE, RQ-VAE": (
+        {
+            "kl": "VAE, KL weight 1e-6",
+            "kl-strong": "VAE, KL weight 1e-4",
+            "vq": "VQ-VAE, 1 code of 256",
+            "depth4": "RQ-VAE, 4 codes of 256",
+        },
+        (BITS, ERROR, DISTANCE, ACCURACY),
+    ),
 }
 
 
-def figure_of(records: Sequence[Record], task: str, figure: Figure) -> tuple[float, float] | None:
+def figure_of(records: Sequence[Record], task: str, column: Column) -> tuple[float, float] | None:
     """Return mean and standard deviation over the seeds; None without a result."""
-    values = [figure(record["measures"]) for record in find(records, task=task)]
+    values = [column.figure(record["measures"]) for record in find(records, task=task)]
     if not values:
         return None
     return mean(values), stdev(values) if len(values) > 1 else 0.0
@@ -54,43 +93,59 @@ def figure_of(records: Sequence[Record], task: str, figure: Figure) -> tuple[flo
 def tables(records: Sequence[Record]) -> str:
     """Return every comparison of every data set as Markdown."""
     parts = []
-    for data in sorted({record["data"] for record in records}, reverse=True):
+    for data, title in TITLES.items():
         own = find(records, data=data)
-        for title, (tasks, columns) in LAYOUT.items():
-            heads = [name for name, _, _ in columns]
-            lines = [f"### {title}: {data}", "", "| training | " + " | ".join(heads) + " | seeds |"]
-            lines.append("|---" * (len(heads) + 2) + "|")
-            for task in tasks:
-                if found := find(own, task=task):
-                    cells = [_cell(own, task, figure, unit) for _, figure, unit in columns]
-                    lines.append(f"| {task} | " + " | ".join(cells) + f" | {len(found)} |")
-            if len(lines) > 4:
-                parts.append("\n".join(lines))
+        found = [table for head in LAYOUT if (table := _table(own, head))]
         if timings := find(own, task="sampling-time"):
-            parts.append(_timing_table(data, timings))
-    return "\n\n".join(parts) + "\n"
+            found.append(_timing_table(timings))
+        if found:
+            seeds = len({record["seed"] for record in own})
+            parts += [f"### {title}, {seeds} seed{'s' if seeds > 1 else ''}", *found]
+    return "\n\n".join(parts)
 
 
-def _cell(records: Sequence[Record], task: str, figure: Figure, unit: str) -> str:
-    value, spread = figure_of(records, task, figure) or (float("nan"), 0.0)
-    several = len(find(records, task=task)) > 1
-    return _plain(value) + (f" ± {_plain(spread)}" if several else "") + (unit and f" {unit}")
+def _table(records: Sequence[Record], title: str) -> str:
+    """Return one table, empty where nothing of it has a result."""
+    labels, columns = LAYOUT[title]
+    rows = [
+        [label, *(_cell(records, task, column) for column in columns)]
+        for task, label in labels.items()
+        if find(records, task=task)
+    ]
+    return _markdown([title, *(column.head for column in columns)], rows) if rows else ""
 
 
-def _plain(value: float) -> str:
-    """Write a number with three significant digits and no exponent."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _timing_table(data: str, timings: Sequence[Record]) -> str:
+def _timing_table(timings: Sequence[Record]) -> str:
     """Tabulate CPU milliseconds an image of drawing codes, and their ratio."""
-    lines = [f"### Code grids: sampling time: {data}", ""]
-    lines += ["| batch | short and deep, ms an image | long and flat, ms an image | ratio |"]
-    lines += ["|---|---|---|---|"]
+    rows = []
     for size in timings[0]["measures"]["hard"]:
         short, long = (
             mean(record["measures"][name][size] for record in timings)
             for name in ("hard", "long-hard")
         )
-        lines.append(f"| {size} | {1000 * short:.3g} | {1000 * long:.3g} | {long / short:.2f} |")
-    return "\n".join(lines)
+        rows.append([size, _plain(1000 * short), _plain(1000 * long), f"{long / short:.2f}"])
+    return _markdown(["Images at a time", "4×4×4, CPU ms an image", "8×8×1", "ratio"], rows)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(records: Sequence[Record], task: str, column: Column) -> str:
+    value, spread = figure_of(records, task, column) or (float("nan"), 0.0)
+    plus_minus = f" ± {_plain(spread)}" if spread else ""
+    return f"{_plain(value)}{plus_minus}{column.unit}"
+
+
+def _plain(value: float) -> str:
+    """Write a number with three significant digits and no exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def replace_tables(page: str, records: Sequence[Record]) -> str:
+    """Return a page of the docs with the tables between its two marks written anew."""
+    begin, end = MARKS
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{tables(records)}\n\n{end}{after}"

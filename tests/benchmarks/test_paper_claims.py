@@ -12,7 +12,7 @@ from benchmarks.paper_claims.figures import draw_figures
 from benchmarks.paper_claims.images import prepare_images
 from benchmarks.paper_claims.plan import PARTS, TASKS, ordered, remaining
 from benchmarks.paper_claims.results import find, merge, read_results, write_results
-from benchmarks.paper_claims.tables import tables
+from benchmarks.paper_claims.tables import MARKS, replace_tables, tables
 from benchmarks.paper_claims.work import configure
 
 
@@ -112,15 +112,25 @@ class TestReport:
     def test_means_and_spread_over_seeds(self):
         # errors of 10, 12, 14 %: mean 12, sample standard deviation 2
         records = [stage1("depth1", e, seed=s) for s, e in enumerate((0.10, 0.12, 0.14))]
-        row = next(line for line in tables(records).splitlines() if line.startswith("| depth1"))
-        assert row == "| depth1 | 128 ± 0 | 12 ± 2 % | 10 ± 0 | 75 ± 0 % | 3 |"
-
-    def test_one_seed_has_no_spread(self):
-        assert "| depth1 | 128 | 12 % |" in tables([stage1("depth1", 0.12)])
+        lines = tables(records).splitlines()
+        assert lines[0] == "### Fashion-MNIST, 3 seeds"
+        assert lines[-1] == "| 1 code of 256 | 128 | 12.0 ± 2.00 % | 10.0 | 75.0 % |"
 
     def test_timings_become_a_ratio(self):
         times = record("sampling-time", hard={"1": 0.01}, **{"long-hard": {"1": 0.025}})
-        assert "| 1 | 10 | 25 | 2.50 |" in tables([times])
+        assert tables([times]).splitlines()[-1] == "| 1 | 10.0 | 25.0 | 2.50 |"
+
+    def test_only_what_stands_between_the_marks_of_a_page_changes(self):
+        page = f"Above.\n\n{MARKS[0]}\nold\n{MARKS[1]}\n\nBelow.\n"
+        new = replace_tables(page, [stage1("depth1", 0.12)])
+        assert (new[:7], new[-8:]) == ("Above.\n", "\nBelow.\n")
+        assert "old" not in new
+        assert "12.0 %" in new
+        assert replace_tables(new, [stage1("depth1", 0.12)]) == new
+
+    def test_the_page_holds_the_tables_of_the_committed_results(self):
+        page = command.PAGE.read_text(encoding="utf-8")
+        assert replace_tables(page, read_results(command.RESULTS)) == page
 
     def test_figures_are_drawn_from_part_of_the_results(self, tmp_path):
         records = [stage1("depth1", 0.2), stage1("depth4", 0.1, bits=512.0, data="cifar")]
