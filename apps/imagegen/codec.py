@@ -8,9 +8,10 @@ encoded it; a checksum says where that went wrong.
 
 A file is
 
-    "RQ" 1 | CRC-32 of model, conditions and codes | images | images a batch | threads | stream
+    "RQ" 1 | check of the file | check of the codes | images | images a batch | threads | stream
 
-with the three numbers as variable-length integers: 10 bytes before the stream for up to 127 images.
+with two bytes of CRC-32 over all that follows the checks, three of that over model, conditions and
+codes, and the numbers as variable-length integers: 11 bytes before the stream for up to 127 images.
 """
 
 import hashlib
@@ -31,6 +32,8 @@ from rqtoolkit.transformer import RQTransformer
 __all__ = ["Compressed", "cheapest_conditions", "compress_codes", "decompress_codes"]
 
 _MAGIC = b"RQ\x01"
+_START = len(_MAGIC) + 2 + 3  # of the numbers
+_MOST_IMAGES, _MOST_THREADS = 65_536, 4_096  # of a batch; a file that says more is damaged
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def compress_codes(
     if not len(codes):
         raise DataError("compress: codes holds no image; got shape (0, …). Pass one at least.")
     device = transformer.embedding.positions.device
-    batch_size = min(batch_size, len(codes))
+    batch_size = min(batch_size, len(codes), _MOST_IMAGES)
     encoder, bits = CodeEncoder(), 0.0
     table = _condition_table(transformer)
     for start in range(0, len(codes), batch_size):
@@ -139,10 +142,10 @@ def compress_codes(
 
         transformer.walk(len(part), choose, cond=None if told is None else told.to(device))
         report(progress, "Compressing", start + len(part), len(codes))
-    checksum = _checksum(transformer, codes, cond)
     numbers = (len(codes), batch_size, torch.get_num_threads())
-    header = _MAGIC + checksum.to_bytes(4, "big") + b"".join(map(_write_number, numbers))
-    return Compressed(header + encoder.to_bytes(), bits)
+    body = b"".join(map(_write_number, numbers)) + encoder.to_bytes()
+    checks = _file_check(body) + _codes_check(transformer, codes, cond)
+    return Compressed(_MAGIC + checks + body, bits)
 
 
 def decompress_codes(
@@ -163,7 +166,7 @@ def decompress_codes(
         ArtifactError: If the bytes are no such file, are damaged, or were made with another model
             or where arithmetic rounds differently.
     """
-    checksum, (number, batch_size, threads), stream = _read_header(data)
+    check, (number, batch_size, threads), stream = _read_header(data)
     decoder, bits = CodeDecoder(stream), 0.0
     device = transformer.embedding.positions.device
     table = _condition_table(transformer)
@@ -184,21 +187,21 @@ def decompress_codes(
                     code = decoder.decode(odds)
                     bits += code_bits(code, odds)
                     if bits > 8 * len(stream) + 64:  # a damaged header could ask for any number
-                        raise DataError("codes that cost more than the stream holds")
+                        raise DataError("more codes than the stream holds")
                     return torch.from_numpy(code).to(device)
 
                 cond = None if told is None else told.to(device)
                 codes.append(transformer.walk(size, choose, cond=cond).cpu())
                 conditions += [] if told is None else [told]
                 report(progress, "Decompressing", start + size, number)
-    except DataError as error:
-        raise _mismatch(str(error)) from None
+    except DataError:
+        raise _mismatch("a stream that does not fit the model") from None
     whole = torch.cat(codes)
     cond = torch.cat(conditions) if conditions else None
     if cond is not None and transformer.text_length is None:
         cond = cond[:, 0]
-    if _checksum(transformer, whole, cond) != checksum:
-        raise _mismatch("a wrong checksum")
+    if _codes_check(transformer, whole, cond) != check:
+        raise _mismatch("codes of another checksum")
     return whole, cond
 
 
@@ -213,15 +216,21 @@ def _condition_table(transformer: RQTransformer) -> np.ndarray | None:
     return None if number is None else np.full(number, 1 / number)
 
 
-def _checksum(transformer: RQTransformer, codes: Tensor, cond: Tensor | None) -> int:
-    """Return the CRC-32 of the model's weights, the conditions and the codes."""
+def _file_check(body: bytes) -> bytes:
+    """Return two bytes that tell a damaged file before anything in it is believed."""
+    return zlib.crc32(body).to_bytes(4, "big")[:2]
+
+
+def _codes_check(transformer: RQTransformer, codes: Tensor, cond: Tensor | None) -> bytes:
+    """Return three bytes that tell another model, and codes that came out otherwise."""
     digest = hashlib.sha256()
     for name, tensor in sorted(transformer.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     sum_of_model = zlib.crc32(digest.digest())
     told = b"" if cond is None else cond.cpu().numpy().astype("<i4").tobytes()
-    return zlib.crc32(codes.cpu().numpy().astype("<i4").tobytes(), zlib.crc32(told, sum_of_model))
+    written = codes.cpu().numpy().astype("<i4").tobytes()
+    return zlib.crc32(written, zlib.crc32(told, sum_of_model)).to_bytes(4, "big")[:3]
 
 
 def _write_number(value: int) -> bytes:
@@ -233,38 +242,36 @@ def _write_number(value: int) -> bytes:
     return bytes([*parts, value])
 
 
-def _read_header(data: bytes) -> tuple[int, tuple[int, int, int], bytes]:
-    """Split a file into its checksum, its three numbers and the stream."""
+def _read_header(data: bytes) -> tuple[bytes, tuple[int, int, int], bytes]:
+    """Split a file into the check of its codes, its three numbers and the stream."""
     if not data.startswith(_MAGIC):
         raise ArtifactError(
             f"decompress: the file is none of compressed images; got {len(data)} bytes that start "
             f"with {data[:3]!r}. Pass what `rqtool imagegen compress` wrote."
         )
-    numbers, place = [], 7
-    for _ in range(3):
+    numbers, place = [], _START
+    whole = data[3:5] == _file_check(data[_START:])
+    while whole and len(numbers) < 3:
         value = shift = 0
-        while True:
-            if place >= len(data) or shift > 28:
-                raise ArtifactError(
-                    f"decompress: the file is cut off or damaged; got {len(data)} bytes. Copy or "
-                    f"compress it anew."
-                )
-            byte = data[place]
-            value |= (byte & 127) << shift
+        while place < len(data) and data[place] & 128:
+            value |= (data[place] & 127) << shift
             place, shift = place + 1, shift + 7
-            if byte < 128:
-                break
-        numbers.append(value)
-    images, batch_size, threads = numbers
-    if not 0 < batch_size <= images or not threads:
-        raise _mismatch(f"{images} images in batches of {batch_size}")
-    return int.from_bytes(data[3:7], "big"), (images, batch_size, threads), data[place:]
+        whole = place < len(data)
+        numbers.append(value | data[place] << shift if whole else 0)
+        place += 1
+    images, batch_size, threads = numbers if whole else (0, 0, 0)
+    if not (0 < batch_size <= min(images, _MOST_IMAGES) and 0 < threads <= _MOST_THREADS):
+        raise ArtifactError(
+            f"decompress: the file is cut off or damaged; got {len(data)} bytes that do not fit "
+            f"their checksum. Copy or compress it anew."
+        )
+    return data[5:_START], (images, batch_size, threads), data[place:]
 
 
 def _mismatch(fact: str) -> ArtifactError:
     return ArtifactError(
-        f"decompress: the codes cannot be had back; got {fact}. The file is damaged, or was made "
-        f"with another model, device or version of torch: use those that compressed it."
+        f"decompress: the codes cannot be had back; got {fact}. The file was made with another "
+        f"model, device or version of torch: use those that compressed it."
     )
 
 

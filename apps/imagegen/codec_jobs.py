@@ -11,15 +11,17 @@ from PIL import Image
 from imagegen.autoencoder import RQVAE
 from imagegen.codec import cheapest_conditions, compress_codes, decompress_codes
 from imagegen.data import to_uint8
+from imagegen.evaluate.pixels import psnr
 from imagegen.jobs import load_models
 from imagegen.pictures import save_grid
-from imagegen.reconstruct import encode_images, reconstruction_errors
+from imagegen.reconstruct import encode_images
 from imagegen.runs import Run
 from imagegen.sample_jobs import count_classes
 from imagegen.shifts import conditions
 from imagegen.text import load_run_tokenizer
 from imagegen.user_images import read_user_images
 from rqtoolkit.errors import ArtifactError, ConfigError
+from rqtoolkit.functional.codes import smallest_dtype
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.atomic import atomic_folder, atomic_path
 from rqtoolkit.transformer import RQTransformer
@@ -51,8 +53,8 @@ def compress_images(
 
     Returns:
         `images`, `bytes`, `model_bits` (what the transformer asked for), `fixed_bits` (codes as
-        they are, log2 of the codebook sizes), `pixel_bytes` (uncompressed pixels) and
-        `relative_error` of the reconstructions.
+        they are, log2 of the codebook sizes), `pixel_bytes` (uncompressed pixels) and `psnr` of
+        the reconstructions, in dB, mean over images.
 
     Raises:
         ArtifactError: If the run or the images cannot be read.
@@ -71,13 +73,14 @@ def compress_images(
         cond = _conditions(run, transformer, codes, label=label, text=text, progress=progress)
         packed = compress_codes(transformer, codes, cond, batch_size=batch_size, progress=progress)
         temporary.write_bytes(packed.data)
+    decoded = _decode(autoencoder, codes)
     return {
         "images": len(images),
         "bytes": len(packed.data),
         "model_bits": packed.bits,
         "fixed_bits": codes[..., 0].numel() * float(np.log2(transformer.codebook_sizes).sum()),
         "pixel_bytes": images.size,
-        "relative_error": reconstruction_errors(images, _decode(autoencoder, codes)[None])[0],
+        "psnr": float(psnr(images, decoded).mean()),
     }
 
 
@@ -111,7 +114,8 @@ def decompress_images(
         for number, image in enumerate(images):
             Image.fromarray(image.squeeze()).save(folder / f"{number:05d}.png")
         save_grid(folder / "grid.png", np.array_split(images[:100], min(10, len(images))))
-        np.save(folder / "codes.npy", codes.numpy())
+        dtype = smallest_dtype(transformer.codebook_sizes)
+        np.save(folder / "codes.npy", codes.numpy().astype(dtype))
     return len(images)
 
 

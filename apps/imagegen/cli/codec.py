@@ -56,7 +56,7 @@ def compress(
     typer.echo(f"the model's bits / 8        {figures['model_bits'] / 8:,.1f} bytes")
     typer.echo(f"codes without entropy code  {figures['fixed_bits'] / 8:,.1f} bytes")
     typer.echo(f"pixels, uncompressed        {figures['pixel_bytes']:,} bytes")
-    typer.echo(f"relative error              {figures['relative_error']:.4%}")
+    typer.echo(f"PSNR of what comes back     {figures['psnr']:.2f} dB, mean over images")
     typer.echo(f"Compressed: {out}")
 
 
