@@ -149,9 +149,10 @@ def test_files_that_are_none_are_refused(files, tmp_path):
     with pytest.raises(ArtifactError, match="is no file"):
         load_perceptual(tmp_path / "absent.pth", files[1])
     for name in ("broken.pth", "broken.safetensors"):
-        (tmp_path / name).write_bytes(b"what is this")
-        with pytest.raises(ArtifactError, match="no readable weights"):
-            load_perceptual(tmp_path / name, files[1])
+        for content in (b"what is this", b"{}\n", b"<!DOCTYPE html>", b"", b"\x80\x02cx\ny\n."):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ArtifactError, match=r"no readable .* no file of plain tensors"):
+                load_perceptual(tmp_path / name, files[1])
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ArtifactError, match=r"no features\.0\.weight"):
         load_perceptual(tmp_path / "list.pth", files[1])

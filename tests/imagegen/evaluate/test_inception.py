@@ -284,6 +284,10 @@ def test_load_refuses_pickles_and_missing_files(tmp_path):
     torch.save({"model": Inception}, tmp_path / "code.pth")
     (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04 half a file")
     (tmp_path / "torn.safetensors").write_bytes(b"{}")
-    for name in ("code.pth", "torn.pth", "torn.safetensors"):
-        with pytest.raises(ArtifactError, match="cannot be read as weights"):
+    (tmp_path / "text.pth").write_bytes(b"not a pickle\n")
+    (tmp_path / "page.pth").write_bytes(b"<!DOCTYPE html>")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    names = ("code.pth", "torn.pth", "torn.safetensors", "text.pth", "page.pth", "empty.pth")
+    for name in names:
+        with pytest.raises(ArtifactError, match=r"got no file of plain tensors \(\w+\)"):
             Inception.load(tmp_path / name)
