@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from imagegen.data import read_images
-from imagegen.data.decoding import decode_image, set_channels
+from imagegen.data.decoding import choose_square, decode_image, fit_pixels, set_channels
 from imagegen.images import UnreadableImageError
 from rqtoolkit.errors import ArtifactError, DataError
-from rqtoolkit.functional.progress import Progress
+from rqtoolkit.functional.progress import Progress, report
 
 __all__ = ["list_images", "read_npz_images", "read_pixels", "read_user_images"]
 
@@ -32,7 +32,8 @@ def read_user_images(
     """Read images of any size and bring each to one square size.
 
     Args:
-        sources: Image files, folders and .npz archives, as `imagegen.data.read_images` takes them.
+        sources: Image files; folders, read with all that is in them, whatever their subfolders are
+            called; and .npz archives, as `imagegen.data.read_images` takes them.
         resolution: Height and width to reach.
         channels: 1 or 3; colour becomes grey by luma, grey three equal channels.
         fit: "resize" cuts out the central square and resizes it (bicubic, averaging); "pad" puts
@@ -48,13 +49,30 @@ def read_user_images(
     """
     sets = [
         read_images(source, resolution=resolution, fit=fit, progress=progress).images
+        if source.is_file() and source.suffix.lower() == ".npz"
+        else _read_files(list_images(source), resolution, fit, progress)
         for source in sources
     ]
-    return np.concatenate([np.stack([set_channels(i, channels) for i in some]) for some in sets])
+    return np.stack([set_channels(image, channels) for images in sets for image in images])
+
+
+def _read_files(
+    files: Sequence[Path], resolution: int, fit: str, progress: Progress | None
+) -> Iterator[np.ndarray]:
+    """Yield the images of files, each with its own channels."""
+    for done, file in enumerate(files, start=1):
+        pixels = read_pixels(file)
+        square = choose_square(
+            *pixels.shape[:2], crop="center", resolution=resolution, generator=None
+        )
+        yield fit_pixels(pixels, resolution, fit=fit, square=square, name=str(file))
+        report(progress, "reading images", done, len(files))
 
 
 def list_images(source: Path) -> list[Path]:
     """Return the image files that a path names: itself, or all in a folder, sorted.
+
+    Subfolders are no classes here. What is hidden is left out.
 
     Raises:
         ArtifactError: If the path is missing.
@@ -67,7 +85,9 @@ def list_images(source: Path) -> list[Path]:
     files = sorted(
         path
         for path in source.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+        if path.suffix.lower() in EXTENSIONS
+        and not any(part.startswith(".") for part in path.relative_to(source).parts)
+        and path.is_file()
     )
     if not files:
         raise DataError(

@@ -110,7 +110,7 @@ def test_prefix_and_rows(sample, tmp_path):
     assert (grid[45:75, 90:160] == 128).all()
     with pytest.raises(ConfigError, match="go together"):
         sample("--rows", "2")
-    with pytest.raises(ArtifactError, match="no file or folder"):
+    with pytest.raises(ArtifactError, match="neither a file nor a folder"):
         sample("--prefix", tmp_path / "none.png", "--rows", "2")
 
 

@@ -119,6 +119,20 @@ def test_users_images_of_any_size_and_colour_become_those_of_the_run(tmp_path):
     assert (colour[1] == [255, 0, 0]).all()
 
 
+def test_photos_beside_a_subfolder_are_all_read(tmp_path):
+    for level, name in enumerate(("a.png", "trip/b.png", "trip/day/c.png", ".cache/d.png")):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8), level, np.uint8)).save(path)
+    (tmp_path / "none yet").mkdir()
+    found = read_user_images([tmp_path], resolution=8, channels=1)
+    assert found[:, 0, 0, 0].tolist() == [0, 1, 2]
+    (tmp_path / "trip" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(ArtifactError, match=r"images: .*b\.png .*Mend or leave it out") as refusal:
+        read_user_images([tmp_path], resolution=8, channels=1)
+    assert "data." not in str(refusal.value)
+
+
 def test_images_in_folders_are_listed_in_order(tmp_path):
     file = io.BytesIO()
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(file, "PNG")
