@@ -50,6 +50,7 @@ class OfficialConfig:
 
     def __init__(self, tree: Mapping[str, Any], where: str) -> None:
         self.tree, self.where = tree, where
+        self._asked: set[str] = set()
 
     @classmethod
     def read(cls, path: Path) -> "OfficialConfig":
@@ -81,6 +82,7 @@ class OfficialConfig:
         Raises:
             ArtifactError: If it is not there and has no default.
         """
+        self._asked.add(key)
         value: Any = self.tree
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -92,6 +94,22 @@ class OfficialConfig:
                 f"released with the checkpoint."
             )
         return default
+
+    def unasked(self, section: str) -> list[str]:
+        """Return the keys of a section, dotted, that nothing has asked for."""
+        found, waiting = [], [section]
+        while waiting:
+            key = waiting.pop()
+            value: Any = self.tree
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if key in self._asked or value is None:
+                continue
+            if isinstance(value, Mapping):
+                waiting += [f"{key}.{name}" for name in value]
+            else:
+                found.append(key)
+        return sorted(found)
 
     def wrong(self, key: str, value: Any, rule: str) -> ArtifactError:
         """Return the error for a value that breaks a rule."""

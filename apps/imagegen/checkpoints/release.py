@@ -62,6 +62,7 @@ class Release:
     autoencoder: AutoencoderArguments
     transformer: TransformerArguments | None
     dataset: str
+    ignored: tuple[str, ...]
 
     @classmethod
     def open(cls, folder: str | Path) -> "Release":
@@ -86,7 +87,12 @@ class Release:
         names = [c.find(f"dataset.{key}", "") for c in (config2, config1) if c for key in _DATASET]
         dataset = next((str(name) for name in names if name), "")
         name = (stage1.parent if stage1 != folder or stage2 else folder).name
-        return cls(name, stage1, stage2, autoencoder, transformer, dataset)
+        ignored = [
+            f"stage{stage}/config.yaml: ignored {', '.join(config.unasked('arch'))}"
+            for stage, config in ((1, config1), (2, config2))
+            if config and config.unasked("arch")
+        ]
+        return cls(name, stage1, stage2, autoencoder, transformer, dataset, tuple(ignored))
 
     @property
     def text_length(self) -> int | None:
@@ -98,21 +104,22 @@ class Release:
     ) -> tuple[RQVAE, RQTransformer | None, list[str]]:
         """Read the tensors: RQ-VAE, RQ-Transformer or None, both in eval mode, and notes."""
         key = "state_dict_ema" if ema else "state_dict"
-        notes = [*self.autoencoder.notes]
-        autoencoder = self._load_autoencoder("state_dict" if self.stage2 else key, notes)
+        notes = [*self.ignored, *self.autoencoder.notes]
+        keys = (key,) if self.stage2 is None else ("state_dict", "state_dict_ema")
+        autoencoder = self._load_autoencoder(keys, notes)
         if self.stage2 is None or self.transformer is None:
             return autoencoder.to(device), None, notes
         notes += self.transformer.notes
         transformer = self._load_transformer(self.stage2, self.transformer, autoencoder, key, notes)
         return autoencoder.to(device), transformer.to(device), notes
 
-    def _load_autoencoder(self, key: str, notes: list[str]) -> RQVAE:
+    def _load_autoencoder(self, keys: tuple[str, ...], notes: list[str]) -> RQVAE:
         path = find_checkpoint(self.stage1)
         arguments = self.autoencoder
         with constructing(self.stage1 / "config.yaml"), torch.device("meta"):
             model = RQVAE(ResidualQuantizer(**arguments.quantizer), **arguments.autoencoder)
         sizes = model.quantizer.codebook_sizes
-        official, found = read_weights(path, key=key)
+        official, found = read_weights(path, *keys)
         expected = autoencoder_to_official(model.state_dict(), codebook_sizes=sizes)
         check_official(path, expected, official)
         state = autoencoder_from_official(
@@ -137,7 +144,7 @@ class Release:
         codebooks = None if learned else autoencoder.quantizer.codebooks
         with constructing(folder / "config.yaml"), torch.device("meta"):
             model = RQTransformer(**arguments.transformer, codebooks=codebooks)
-        official, found = read_weights(path, key=key)
+        official, found = read_weights(path, key)
         state = model.state_dict()
         check_official(path, transformer_to_official(state, model.arguments), official)
         notes += [f"stage2/{note}" for note in found]
@@ -156,8 +163,8 @@ def import_release(
         folder: A folder with `stage1/` and `stage2/`, each with model.pt and config.yaml; or one
             of the two.
         ema: Take `state_dict_ema`, an average over training, in place of `state_dict`. As in the
-            authors' sampling it concerns the RQ-Transformer, whose RQ-VAE always is `state_dict`;
-            an RQ-VAE by itself is averaged.
+            authors' sampling it concerns the RQ-Transformer, whose RQ-VAE is `state_dict` where its
+            file has one; an RQ-VAE by itself is averaged.
         device: Where the models go.
 
     Returns:

@@ -36,7 +36,7 @@ def find_checkpoint(folder: Path) -> Path:
     return found[0]
 
 
-def read_weights(path: Path, *, key: str = "state_dict") -> tuple[dict[str, Tensor], list[str]]:
+def read_weights(path: Path, *keys: str) -> tuple[dict[str, Tensor], list[str]]:
     """Read the tensors of a checkpoint; what is no tensor is never run.
 
     A prefix "module." (a model saved in DataParallel's wrapping) is taken off where every tensor
@@ -44,13 +44,15 @@ def read_weights(path: Path, *, key: str = "state_dict") -> tuple[dict[str, Tens
 
     Args:
         path: A file that `torch.save` wrote.
-        key: Which of the file's dictionaries: "state_dict", or "state_dict_ema".
+        *keys: Which of the file's dictionaries, "state_dict" or "state_dict_ema": the first of
+            these that it has.
 
     Returns:
         Tensors by name, on the CPU, floating-point ones in float32; and notes, a sentence each.
 
     Raises:
-        ArtifactError: If the file is missing, damaged, holds code, or has no such dictionary.
+        ArtifactError: If the file is missing, damaged, holds code, has no such dictionary, or a
+            value that is not finite.
     """
     try:
         content = torch.load(
@@ -64,12 +66,13 @@ def read_weights(path: Path, *, key: str = "state_dict") -> tuple[dict[str, Tens
             f"Nothing in it was run. Take the file as it was released."
         ) from None
     content = content if isinstance(content, dict) else {}
+    key = next((key for key in keys if content.get(key)), keys[0])
     state = content.get(key)
     if not isinstance(state, dict) or not state:
         have = ", ".join(str(name) for name in list(content)[:_SHOWN]) or "no dictionary"
-        raise ArtifactError(
-            f"import: {path} has no {key}; got {have}. The authors' files keep their tensors there."
-        )
+        ema = bool(content.get("state_dict_ema"))
+        advice = "Import it with --ema." if ema else "Take the file as it was released."
+        raise ArtifactError(f"import: {path} has no {key}; got {have}. {advice}")
     notes = []
     ignored = sorted(str(name) for name in content.keys() - _LEFT)
     if ignored:
@@ -87,6 +90,11 @@ def _sound(path: Path, name: str, tensor: object) -> Tensor:
         raise ArtifactError(
             f"import: {path}: {name} must be a dense tensor; got {type(tensor).__name__}. Take the "
             f"file as it was released."
+        )
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise ArtifactError(
+            f"import: {path}: {name} holds values that are not finite; got NaN or infinity. Take "
+            f"the file as it was released."
         )
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to(dtype, copy=True).contiguous()
