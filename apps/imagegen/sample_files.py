@@ -115,13 +115,13 @@ def read_samples(
         with np.load(source, allow_pickle=False) as file:
             labels = file["arr_1"] if "arr_1" in file.files else None
     else:
-        files = [file for file in list_images(source) if file.name != "grid.png"]
+        files = list_images(source)
         pictures = [read_pixels(file) for file in files]
         odd = [f for f, p in zip(files, pictures, strict=True) if p.shape != pictures[0].shape]
-        if odd or not files:
+        if odd:
             raise DataError(
-                f"samples: {path} must hold images of one size; got "
-                f"{odd[0].name if odd else 'none'}. Leave the others out."
+                f"samples: {path} must hold images of one size; got {odd[0].name}. Leave the "
+                f"others out."
             )
         images = np.stack(pictures)
         if (path / "labels.npy").is_file():

@@ -18,6 +18,7 @@ from rqtoolkit.functional.progress import Progress, report
 __all__ = ["list_images", "read_npz_images", "read_pixels", "read_user_images"]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+WRITTEN = ("codes.npy", "sampling.json", "errors.json")  # beside a grid.png of ours
 ARRAYS = ("arr_0", "x_test", "images")
 
 
@@ -72,7 +73,8 @@ def _read_files(
 def list_images(source: Path) -> list[Path]:
     """Return the image files that a path names: itself, or all in a folder, sorted.
 
-    Subfolders are no classes here. What is hidden is left out.
+    Subfolders are no classes here. Left out are hidden files, and the grid.png that `sample`,
+    `reconstruct` or `decompress` wrote beside their images.
 
     Raises:
         ArtifactError: If the path is missing.
@@ -88,6 +90,7 @@ def list_images(source: Path) -> list[Path]:
         if path.suffix.lower() in EXTENSIONS
         and not any(part.startswith(".") for part in path.relative_to(source).parts)
         and path.is_file()
+        and not (path.name == "grid.png" and any((path.parent / n).exists() for n in WRITTEN))
     )
     if not files:
         raise DataError(

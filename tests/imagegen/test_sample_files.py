@@ -119,6 +119,18 @@ def test_users_images_of_any_size_and_colour_become_those_of_the_run(tmp_path):
     assert (colour[1] == [255, 0, 0]).all()
 
 
+@pytest.mark.parametrize("beside", ["codes.npy", "sampling.json", "errors.json"])
+def test_the_grid_beside_what_we_wrote_is_no_image(tmp_path, beside):
+    write_samples(drawn(number=3), tmp_path / "out", record={})
+    for name in {"codes.npy", "sampling.json"} - {beside}:
+        (tmp_path / "out" / name).unlink()
+    (tmp_path / "out" / beside).touch()
+    found = read_user_images([tmp_path / "out"], resolution=8, channels=1)
+    np.testing.assert_array_equal(found, drawn(number=3).images)
+    (tmp_path / "out" / beside).unlink()  # a user's own picture may be called so
+    assert len(read_user_images([tmp_path / "out"], resolution=8, channels=1)) == 4
+
+
 def test_photos_beside_a_subfolder_are_all_read(tmp_path):
     for level, name in enumerate(("a.png", "trip/b.png", "trip/day/c.png", ".cache/d.png")):
         path = tmp_path / name
