@@ -28,25 +28,26 @@ class WeightAverage:
 
     Args:
         module: What to average.
-        decay: Weight of the past; 0 keeps the current parameters.
+        decay: Weight of the past; 0 keeps the current parameters, and no copy of them.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.module, self.decay, self.count = module, decay, 0
-        self.values = {k: p.detach().clone() for k, p in module.named_parameters()}
+        self.values = self._copies() if decay else {}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the current parameters."""
         decay = min(self.decay, self.count / (self.count + 9))
-        for name, parameter in self.module.named_parameters():
-            own_share(self.values[name]).lerp_(own_share(parameter.detach()), 1 - decay)
+        parameters = dict(self.module.named_parameters())
+        for name, value in self.values.items():
+            own_share(value).lerp_(own_share(parameters[name].detach()), 1 - decay)
         self.count += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Put the averages in place of the parameters, in eval mode, while the block runs."""
-        current = {k: p.detach().clone() for k, p in self.module.named_parameters()}
+        current = self._copies() if self.decay else {}
         was_training = self.module.training
         self._write(self.values)
         self.module.eval()
@@ -58,8 +59,12 @@ class WeightAverage:
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.module.named_parameters():
-            own_share(parameter).copy_(own_share(values[name]))
+        parameters = dict(self.module.named_parameters())
+        for name, value in values.items():
+            own_share(parameters[name]).copy_(own_share(value))
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {k: p.detach().clone() for k, p in self.module.named_parameters()}
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,8 @@ class TrainingState:
                 yield
             return
         into = plain.state_dict()
-        sources = dict(module.named_buffers()) | self.average.values
+        parameters = {k: p.detach() for k, p in module.named_parameters()}
+        sources = dict(module.named_buffers()) | parameters | self.average.values
         for key, value in sources.items():
             whole = gathered(value)
             if run.ranks.main:

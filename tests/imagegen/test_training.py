@@ -247,6 +247,18 @@ def test_average_forgets_the_start_faster_than_its_decay():
     assert module.training
 
 
+def test_no_average_takes_no_memory():
+    module = nn.Linear(3, 2)
+    average = WeightAverage(module, 0.0)
+    weight = module.weight.detach().clone()
+    average.update()
+    assert average.values == {}
+    with average.applied():
+        assert not module.training
+        assert torch.equal(module.weight, weight)
+    assert module.training
+
+
 def test_seeds_of_neighbours_are_unrelated():
     seeds = {
         step_seed(seed, stage, step) for seed in range(5) for stage in (1, 2) for step in range(50)
