@@ -20,6 +20,7 @@ from rqtoolkit.functional.progress import Progress
 __all__ = ["SUITE_NEIGHBOURS", "score_reconstructions", "score_samples"]
 
 SUITE_NEIGHBOURS = 3  # as Kynkäänniemi et al. and the ADM evaluation suite
+KERNEL = f"{SUBSETS} subsets of {SUBSET_SIZE}, or of half the smaller set, seed 0"
 BATCH = 500
 
 
@@ -41,10 +42,10 @@ def score_reconstructions(
         progress: Called as progress(description, done, total).
 
     Returns:
-        `frechet_distance`, and the kernel distance with its spread.
+        `frechet_distance`, and the kernel distance with its spread where there is one.
     """
     seen = _look(extractor, reconstructions, "reconstructions", progress)
-    settings = {"kernel": f"{SUBSETS} subsets of {SUBSET_SIZE} at most, seed 0"}
+    settings = {"kernel": KERNEL}
     return Scores(
         "rFID",
         _distances(reference.statistics, seen),
@@ -94,7 +95,7 @@ def score_samples(
             "coverage": found.coverage,
         }
     settings = {
-        "kernel": f"{SUBSETS} subsets of {SUBSET_SIZE} at most, seed 0",
+        "kernel": KERNEL,
         "inception_score": f"{splits} parts in random order, seed 0",
         "neighbours": k,
         "neighbours_among": [0 if known is None else len(_some(known)), len(some)],
@@ -114,7 +115,9 @@ def _distances(reference: FeatureStatistics, seen: FeatureStatistics) -> dict[st
     }
     if reference.features is not None and seen.features is not None:
         mean, spread = kernel_distance(reference.features, seen.features)
-        values |= {"kernel_distance": mean, "kernel_distance_std": spread}
+        values["kernel_distance"] = mean
+        if spread is not None:
+            values["kernel_distance_std"] = spread
     return values
 
 

@@ -19,22 +19,24 @@ def kernel_distance(
     subsets: int = SUBSETS,
     subset_size: int = SUBSET_SIZE,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """Return mean and standard deviation of the squared MMD over random subsets.
 
     The maximum mean discrepancy with the kernel (x·y / dim + 1)³; the estimate of each subset is
     unbiased, so that its mean for two sets of one distribution is 0 whatever the number of images,
-    and may lie under it.
+    and may lie under it. Subsets are at most half of the smaller set: larger ones would be nearly
+    the same, and their spread would say nothing of the set's.
 
     Args:
         a: Features, shape (N, dim).
         b: Features, shape (M, dim).
         subsets: Pairs of subsets drawn.
-        subset_size: Rows of each, at most all of a set.
+        subset_size: Rows of each, at most.
         seed: Fixes the subsets.
 
     Returns:
-        Mean and standard deviation.
+        Mean, and standard deviation over subsets. Under four rows there are no subsets: the one
+        estimate there is, and None.
 
     Raises:
         ShapeError: If the sets are not matrices of equal width with at least two rows.
@@ -52,7 +54,10 @@ def kernel_distance(
     check_features("kernel_distance", a)
     check_features("kernel_distance", b)
     generator = np.random.default_rng(seed)
-    rows = min(subset_size, len(a), len(b))
+    smaller = min(len(a), len(b))
+    rows = min(subset_size, smaller // 2)
+    if rows < 2:
+        rows, subsets = smaller, 1
     found = [
         _squared_discrepancy(
             a[generator.choice(len(a), rows, replace=False)].astype(np.float64),
@@ -60,7 +65,7 @@ def kernel_distance(
         )
         for _ in range(subsets)
     ]
-    return float(np.mean(found)), float(np.std(found))
+    return float(np.mean(found)), float(np.std(found)) if len(found) > 1 else None
 
 
 def _squared_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
