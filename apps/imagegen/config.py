@@ -65,6 +65,7 @@ def load_config(source: str | Path, *, overrides: dict[str, Any] | None = None) 
     if isinstance(tree, dict) and "name" not in tree:
         tree["name"] = path.stem
     for dotted, value in (overrides or {}).items():
+        _check_sections(dotted, value, f"config {path.name}")
         _override(tree, dotted.split("."), value)
     config = _build(Config, tree, f"config {path.name}", "")
     assert isinstance(config, Config)
@@ -158,6 +159,22 @@ class _Loader(yaml.SafeLoader):
                 None, None, f"the key {twice!r} twice in one section", node.start_mark
             )
         return super().construct_mapping(node, deep=deep)
+
+
+def _check_sections(dotted: str, value: Any, where: str) -> None:
+    """Refuse a setting below what is a value; unknown keys are left for `_build` to refuse."""
+    kind: Any = Config
+    keys = dotted.split(".")
+    for place, key in enumerate(keys[:-1], start=1):
+        kind = typing.get_type_hints(kind).get(key)
+        if kind is None:
+            return
+        if not dataclasses.is_dataclass(kind):
+            parent = ".".join(keys[:place])
+            raise ConfigError(
+                f"{where}: {dotted} is no known key; got {value!r:.40} below {parent}, which is a "
+                f"value and no section. Set {parent}."
+            )
 
 
 def _override(tree: Any, keys: list[str], value: Any) -> None:

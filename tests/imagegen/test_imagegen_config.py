@@ -46,6 +46,14 @@ def test_overrides_meet_an_empty_section_and_a_list(written):
         load_config(written("data: [1]"), overrides={"data.resolution": 8})
 
 
+@pytest.mark.parametrize("key", ["stage1.steps.x", "data.path.foo", "stage1.betas.0.1"])
+def test_an_override_below_a_value_is_refused(written, key):
+    path = written("data: {source: npz, path: a.npz}\nstage1: {steps: 3, betas: [0.5, 0.9]}")
+    parent = ".".join(key.split(".")[:2])
+    with pytest.raises(ConfigError, match=rf"{key} is no known key; .* Set {parent}\.$"):
+        load_config(path, overrides={key: 4})
+
+
 def test_a_relative_path_of_images_becomes_absolute(written, tmp_path, monkeypatch):
     path = written("data: {source: npz, path: images.npz}")
     monkeypatch.chdir(tmp_path)
