@@ -68,15 +68,17 @@ def reconstruct_images(
     with atomic_folder(out) as folder:
         model = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
         if sources:
-            images = read_user_images(
+            pixels = read_user_images(
                 sources,
                 resolution=model.resolution,
                 channels=model.image_channels,
                 fit=run.config.data.fit,
                 progress=progress,
             )
+            originals = ImageSet(pixels)
         else:
-            images = load_split(run, progress)[1].images
+            originals = load_split(run, progress)[1]
+        images = originals.images
         tally = ReconstructionTally(perceptual, device=run.device)
         codes, shown = [], np.empty(0)
         for start in range(0, len(images), BATCH):
@@ -106,7 +108,7 @@ def reconstruct_images(
         ]
         reference = ", ".join(source.name for source in sources) or "held-out images of the run"
         protocol = perceptual_protocol(
-            perceptual, images, reference=reference, fit=run.config.data.fit
+            perceptual, originals, reference=reference, fit=run.config.data.fit
         )
         found = {"images": len(images), "levels": rows, "protocol": protocol.to_json()}
         text = json.dumps(found, indent=2) + "\n"
@@ -140,10 +142,9 @@ def open_perceptual(vgg: Path | None, heads: Path | None, run: Run) -> Perceptua
 
 
 def perceptual_protocol(
-    perceptual: Perceptual | None, images: np.ndarray, *, reference: str, fit: str
+    perceptual: Perceptual | None, images: ImageSet, *, reference: str, fit: str
 ) -> Protocol:
     """Return the protocol of errors of reconstructions."""
-    height, width = images.shape[1:3]
     extractor = None
     if perceptual is not None:
         digests = " ".join(file.sha256 for file in perceptual.files)
@@ -151,9 +152,9 @@ def perceptual_protocol(
     return Protocol(
         compared="reconstructions, each with its image",
         images=len(images),
-        resolution=(height, width),
+        resolution=images.resolution,
         reference=reference,
-        reference_fingerprint=ImageSet(images).fingerprint(),
+        reference_fingerprint=images.fingerprint(),
         reference_images=len(images),
         extractor=extractor,
         resize=f"images to the run's size before: {fit}",

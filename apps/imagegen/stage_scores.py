@@ -82,7 +82,7 @@ def score_stage1(
     figures = tally.figures()
     metrics: dict[str, Any] = {"reconstruction_relative_error": figures["relative_error"]}
     metrics |= {name: values for name, values in figures.items() if name != "relative_error"}
-    protocol = perceptual_protocol(perceptual, images, reference="held-out images", fit=fit)
+    protocol = perceptual_protocol(perceptual, held_out, reference="held-out images", fit=fit)
     errors = Scores("reconstruction", figures, protocol)
     if not codes:
         return Stage1Scores(metrics, errors, first, last, None, [])

@@ -185,6 +185,8 @@ def test_scores_through_inception_carry_their_protocols(run, inception, tmp_path
     rfid, gfid = scores["rFID"], scores["gFID"]
     assert rfid["protocol"]["reference"] == "held-out images"
     assert rfid["protocol"]["reference_fingerprint"] == held_out.fingerprint()
+    for name in ("reconstruction", "codes"):  # the same set has one fingerprint
+        assert scores[name]["protocol"]["reference_fingerprint"] == held_out.fingerprint()
     assert gfid["protocol"]["reference"] == "training images of the run"
     assert gfid["protocol"]["reference_images"] == len(train) == 1437
     assert gfid["protocol"]["images"] == 360

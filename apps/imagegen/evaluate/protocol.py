@@ -34,8 +34,9 @@ class Protocol:
         compared: What was scored: "samples", "reconstructions", "codes".
         images: How many of them.
         reference: What they were compared with, in words; "" where with nothing.
-        reference_fingerprint: Hash of the reference's pixels, or of the file that holds its
-            statistics.
+        reference_fingerprint: Hash of the reference set with its labels and texts: of the pixels,
+            or of paths and sizes where images are read from files as they are needed; or of the
+            file that holds its statistics.
         reference_images: How many images the reference has; None where its file does not say.
         resolution: Height and width of the images scored.
         extractor: Name and SHA-256 of the network looked through; None without one.

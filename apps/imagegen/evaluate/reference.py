@@ -30,7 +30,7 @@ class Reference:
 
     Attributes:
         name: The set in words.
-        fingerprint: Hash of its pixels or of the file its statistics came from.
+        fingerprint: As `Protocol.reference_fingerprint` says.
         images: How many images; None where the file does not say.
         statistics: What the extractor sees.
     """
