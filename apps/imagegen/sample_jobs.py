@@ -227,9 +227,20 @@ def check_new_folder(out: Path) -> None:
 
 def _read_prefix(run: Run, path: Path) -> np.ndarray:
     """Read the image whose first rows of codes samples shall begin with, shape (H, W, C), uint8."""
+    if not path.is_file():
+        fact = "a folder" if path.is_dir() else "no such file"
+        raise ArtifactError(
+            f"sample: --prefix={path} must be one image; got {fact}. Name the file of an image."
+        )
     autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1))
     side, channels = autoencoder.resolution, autoencoder.image_channels
-    return read_user_images([path], resolution=side, channels=channels, fit=run.config.data.fit)[0]
+    images = read_user_images([path], resolution=side, channels=channels, fit=run.config.data.fit)
+    if len(images) != 1:
+        raise ConfigError(
+            f"sample: --prefix={path} must be one image; got {len(images)}. Name the file of one."
+        )
+    image: np.ndarray = images[0]
+    return image
 
 
 def _prefix(autoencoder: RQVAE, image: np.ndarray, rows: int) -> torch.Tensor:

@@ -110,8 +110,14 @@ def test_prefix_and_rows(sample, tmp_path):
     assert (grid[45:75, 90:160] == 128).all()
     with pytest.raises(ConfigError, match="go together"):
         sample("--rows", "2")
-    with pytest.raises(ArtifactError, match="neither a file nor a folder"):
+    with pytest.raises(ArtifactError, match=r"--prefix=.*none\.png .*got no such file"):
         sample("--prefix", tmp_path / "none.png", "--rows", "2")
+    with pytest.raises(ArtifactError, match=r"--prefix=.* must be one image; got a folder"):
+        sample("--prefix", tmp_path, "--rows", "2")
+    several = np.zeros((3, 8, 8), np.uint8)
+    np.savez(tmp_path / "several.npz", x_train=several, x_test=several)
+    with pytest.raises(ConfigError, match=r"--prefix=.*several\.npz must be one image; got 3"):
+        sample("--prefix", tmp_path / "several.npz", "--rows", "2")
 
 
 @pytest.fixture(scope="module")
