@@ -1,6 +1,7 @@
 """What a configuration holds: one dataclass a section, each field with its range.
 
-Nothing here reads a file or builds anything; `imagegen.config` does the reading and checking.
+Nothing here reads a file or builds anything; `imagegen.config` does the reading and checking. Upper
+limits of sizes are beyond any use: they catch a slip of the pen before memory runs out.
 """
 
 from dataclasses import dataclass, field
@@ -92,15 +93,15 @@ class AutoencoderConfig:
     """
 
     bottleneck: str = _one_of("rq", "vq", "kl")
-    channels: int = _in(128, 1)
-    multipliers: tuple[int, ...] = _in((1, 1, 2, 2, 4, 4), 1)
-    blocks: int = _in(2, 1)
-    attention: tuple[int, ...] = _in((8,), 1)
+    channels: int = _in(128, 1, 8192)
+    multipliers: tuple[int, ...] = _in((1, 1, 2, 2, 4, 4), 1, 256)
+    blocks: int = _in(2, 1, 64)
+    attention: tuple[int, ...] = _in((8,), 1, 4096)
     middle: bool = True
-    latent_channels: int = _in(256, 1)
-    code_dim: int = _in(256, 1)
-    fold: int = _in(1, 1)
-    norm_groups: int = _in(32, 1)
+    latent_channels: int = _in(256, 1, 16_384)
+    code_dim: int = _in(256, 1, 16_384)
+    fold: int = _in(1, 1, 256)
+    norm_groups: int = _in(32, 1, 8192)
     dropout: float = _in(0.0, 0.0, 0.9)
 
 
@@ -112,7 +113,7 @@ class QuantizerConfig:
     """
 
     depth: int = _in(4, 1, 64)
-    codebook_size: int | tuple[int, ...] = _in(16384, 2)
+    codebook_size: int | tuple[int, ...] = _in(16384, 2, 2**20)
     shared_codebook: bool = True
     update: str = _one_of("ema", "gradient")
     decay: float = _in(0.99, 0.0, 0.99999)
@@ -129,14 +130,14 @@ class StageConfig:
     over `loss_limit` or `gradient_limit`.
     """
 
-    steps: int = _in(10_000, 1)
+    steps: int = _in(10_000, 1, 10**9)
     dtype: str | None = _none_or("float32", "bfloat16")  # in place of the run's
-    batch_size: int = _in(64, 1)
-    accumulate: int = _in(1, 1)
+    batch_size: int = _in(64, 1, 2**20)
+    accumulate: int = _in(1, 1, 2**20)
     learning_rate: float = _in(4e-5, 1e-8, 1.0)
     betas: tuple[float, float] = _in((0.9, 0.95), 0.0, 0.99999)
     weight_decay: float = _in(0.0, 0.0, 1.0)
-    warmup_steps: int = _in(0, 0)
+    warmup_steps: int = _in(0, 0, 10**9)
     schedule: str = _one_of("constant", "cosine")
     clip_norm: float | None = _in(None, 1e-6)
     loss_limit: float | None = _in(None, 1e-6)
@@ -144,10 +145,10 @@ class StageConfig:
     weight_average: float = _in(0.0, 0.0, 0.99999)
     checkpointing: bool = False
     shift: int = _in(0, 0, 8)
-    log_every: int = _in(50, 1)
-    checkpoint_every: int = _in(1000, 1)
-    keep_checkpoints: int = _in(1, 1)
-    sample_every: int = _in(1000, 1)
+    log_every: int = _in(50, 1, 10**9)
+    checkpoint_every: int = _in(1000, 1, 10**9)
+    keep_checkpoints: int = _in(1, 1, 10**9)
+    sample_every: int = _in(1000, 1, 10**9)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class PerceptualConfig:
     `vgg` and `heads` are the public weights, files of torchvision's VGG16 and of LPIPS v0.1.
     """
 
-    weight: float = _in(0.0, 0.0)
+    weight: float = _in(0.0, 0.0, 1e6)
     vgg: str | None = None
     heads: str | None = None
 
@@ -170,15 +171,15 @@ class DiscriminatorConfig:
     `penalty_every` applies R1 to one step in so many, at so many times its weight.
     """
 
-    weight: float = _in(0.0, 0.0)
+    weight: float = _in(0.0, 0.0, 1e6)
     loss: str = _one_of("hinge", "non_saturating")
-    channels: int = _in(64, 1)
+    channels: int = _in(64, 1, 4096)
     layers: int = _in(2, 1, 6)
-    start: int = _in(0, 0)
-    ramp: int = _in(0, 0)
+    start: int = _in(0, 0, 10**9)
+    ramp: int = _in(0, 0, 10**9)
     penalty: str = _one_of("none", "r1", "lecam")
-    penalty_weight: float = _in(0.0, 0.0)
-    penalty_every: int = _in(1, 1)
+    penalty_weight: float = _in(0.0, 0.0, 1e6)
+    penalty_every: int = _in(1, 1, 10**6)
     augment: tuple[str, ...] = _some_of("color", "translation", "cutout")
 
 
@@ -193,8 +194,8 @@ class Stage1Config(StageConfig):
 
     betas: tuple[float, float] = _in((0.5, 0.9), 0.0, 0.99999)
     channels_last: bool = True
-    commitment_weight: float = _in(0.25, 0.0)
-    kl_weight: float = _in(1e-6, 0.0)
+    commitment_weight: float = _in(0.25, 0.0, 1e6)
+    kl_weight: float = _in(1e-6, 0.0, 1e6)
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
@@ -207,13 +208,13 @@ class TransformerConfig:
     are beyond the paper, see `rqtoolkit.RQTransformer`.
     """
 
-    dim: int = _in(1024, 8)
-    body_layers: int = _in(24, 1)
-    depth_layers: int = _in(4, 1)
-    num_heads: int = _in(16, 1)
+    dim: int = _in(1024, 8, 65_536)
+    body_layers: int = _in(24, 1, 1024)
+    depth_layers: int = _in(4, 1, 1024)
+    num_heads: int = _in(16, 1, 1024)
     dropout: float = _in(0.1, 0.0, 0.9)
     label_dropout: float = _in(0.0, 0.0, 0.9)
-    text_length: int | None = _in(None, 1)
+    text_length: int | None = _in(None, 1, 65_536)
     rotary: bool = False
     qk_norm: bool = False
     adaln: bool = False
@@ -237,7 +238,7 @@ class Stage2Config(StageConfig):
     clip_norm: float | None = _in(1.0, 1e-6)
     soft_targets: bool = True
     stochastic_codes: bool = True
-    tau: float = _in(0.5, 1e-9)
+    tau: float = _in(0.5, 1e-9, 1e6)
     relative_tau: bool = False
     unshifted: float = _in(0.5, 0.0, 1.0)
     cache: int = _in(0, 0, 64)
@@ -253,11 +254,11 @@ class SamplingConfig:
     """
 
     temperature: float | tuple[float, ...] = _in(1.0, 1e-3, 10.0)
-    top_k: int | tuple[int, ...] = _in(0, 0)
+    top_k: int | tuple[int, ...] = _in(0, 0, 2**20)
     top_p: float | tuple[float, ...] = _in(1.0, 1e-6, 1.0)
     cfg_scale: float = _in(1.0, 0.0, 100.0)
     accept: float = _in(1.0, 1e-3, 1.0)
-    batch_size: int = _in(100, 1)
+    batch_size: int = _in(100, 1, 2**20)
 
 
 @dataclass(frozen=True)
