@@ -15,7 +15,7 @@ from imagegen.split import check_split, write_split
 from imagegen.stage1 import train_stage1
 from imagegen.stage2 import train_stage2
 from imagegen.text import keep_tokenizer
-from rqtoolkit.errors import ConfigError
+from rqtoolkit.errors import ArtifactError, ConfigError
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.transformer import RQTransformer
 
@@ -113,7 +113,36 @@ def train_run(
 
 
 def load_models(run: Run) -> tuple[RQVAE, RQTransformer]:
-    """Load both finished models of a run."""
+    """Load both finished models of a run.
+
+    Raises:
+        ArtifactError: If one is missing or damaged, or the transformer is of other codes than the
+            autoencoder's.
+    """
     autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
     path = run.require(run.transformer_path, 2)
-    return autoencoder, RQTransformer.load(path, device=run.device)
+    transformer = RQTransformer.load(path, device=run.device)
+    misfit = _misfit(autoencoder, transformer)
+    if misfit:
+        raise ArtifactError(
+            f"run: {path} must model the codes of {run.autoencoder_path.name} beside it; got "
+            f"{misfit}. Bring back the two models that were trained together."
+        )
+    return autoencoder, transformer
+
+
+def _misfit(autoencoder: RQVAE, transformer: RQTransformer) -> str:
+    """Return in what the codes of two models differ, "" where they are the same."""
+    if not autoencoder.quantizes:
+        return "an autoencoder without codes"
+    codes = (autoencoder.grid, tuple(autoencoder.quantizer.codebook_sizes))
+    modelled = (tuple(transformer.positions), tuple(transformer.codebook_sizes))
+    for name, ours, theirs in zip(("grid", "codebook sizes"), codes, modelled, strict=True):
+        if ours != theirs:
+            return f"{name} {list(theirs)} in place of {list(ours)}"
+    kept, codewords = transformer.embedding.codebooks, autoencoder.quantizer.codebooks
+    if kept is None:  # it learned a table of its own
+        return ""
+    if kept.shape[1:] != codewords.shape[1:] or not (kept == codewords.to(kept.dtype)).all():
+        return "other codewords"
+    return ""

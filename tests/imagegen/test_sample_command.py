@@ -1,6 +1,7 @@
 """`sample` and `reconstruct` on runs of random weights: one test for each option."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from imagegen.autoencoder import RQVAE
 from imagegen.cli import app
 from imagegen.evaluate import Classifier
 from imagegen.images import to_float
+from imagegen.jobs import load_models
 from imagegen.perceptual import load_perceptual
 from imagegen.sample_jobs import draw_from_run
 from rqtoolkit.errors import ArtifactError, ConfigError
@@ -237,3 +240,26 @@ def test_reconstruct_without_codes_has_no_depths(untrained_run, tmp_path):
         "errors.json",
         "grid.png",
     }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.resolution": 16}, r"grid \[8, 8\] in place of \[4, 4\]"),
+        ({"quantizer.depth": 3}, r"codebook sizes \[8, 8, 8\] in place of \[8, 8\]"),
+        ({"quantizer.codebook_size": 9}, r"codebook sizes \[9, 9\] in place of \[8, 8\]"),
+        ({"autoencoder.code_dim": 5}, "other codewords"),
+        ({}, "other codewords"),
+    ],
+)
+def test_models_that_do_not_fit_each_other_are_refused(untrained_run, tmp_path, overrides, message):
+    run = untrained_run(tmp_path / "run")
+    other = untrained_run(tmp_path / "other", **overrides)
+    shutil.copyfile(other.transformer_path, run.transformer_path)
+    if not overrides:
+        autoencoder = RQVAE.load(run.autoencoder_path)
+        autoencoder.quantizer.codebooks.add_(1)
+        autoencoder.save(run.autoencoder_path)
+    with pytest.raises(ArtifactError, match=message) as refusal:
+        load_models(run)
+    assert "\n" not in str(refusal.value)
