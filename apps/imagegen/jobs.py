@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from imagegen.autoencoder import RQVAE
@@ -9,7 +10,7 @@ from imagegen.checks import check_training
 from imagegen.data import ImageData, ImageSet, open_images
 from imagegen.distributed import join
 from imagegen.initialize import adopt_stage1, offers
-from imagegen.runs import Run
+from imagegen.runs import Run, exclusive
 from imagegen.settings import Config
 from imagegen.split import check_split, write_split
 from imagegen.stage1 import train_stage1
@@ -72,7 +73,8 @@ def train_run(
     Everything is checked before the folder is made or changed.
 
     Raises:
-        ConfigError: If the folder is taken, the images are not named, or sizes do not fit.
+        ConfigError: If the folder is taken, another process trains in it, the images are not
+            named, or sizes do not fit.
         ArtifactError: If stage 2 is asked for and stage 1 is not finished, or a file of the run
             is damaged.
         DataError: If the images are not those the run began with, or the loss is no longer finite.
@@ -93,9 +95,14 @@ def train_run(
             check_split(path, train, held_out)
         return train, held_out
 
-    with join() as ranks:
+    def enter() -> None:
+        if ranks.main:
+            whole.enter_context(exclusive(path))
+
+    with join() as ranks, ExitStack() as whole:
         shown = progress if ranks.main else None
         train, held_out = ranks.together(prepare)
+        ranks.together(enter)
         if ranks.main:
             keep_tokenizer(Run.create(path, config, resume=resume, replace=replace))
             write_split(path, train, held_out)

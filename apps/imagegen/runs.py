@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +23,12 @@ from imagegen.settings import Config
 from rqtoolkit.errors import ArtifactError, ConfigError
 from rqtoolkit.io.atomic import atomic_path
 
-__all__ = ["Run", "deferred_interrupt", "interruption", "resolve_device"]
+if sys.platform != "win32":
+    import fcntl
 
+__all__ = ["Run", "deferred_interrupt", "exclusive", "interruption", "resolve_device"]
+
+_LOCK = ".lock"
 _FOLDERS = ("checkpoints", "samples", "cache", "tensorboard", "wandb")
 _FILES = (
     "split.json",
@@ -149,7 +154,7 @@ class Run:
                     f"run: {path} was started with another configuration; got "
                     f"{'; '.join(changed)}. Resume with {existing}, or choose another folder."
                 )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {_LOCK}):
             raise ConfigError(
                 f"run: {path} is not an empty folder and holds no run. Choose another folder."
             )
@@ -167,6 +172,7 @@ class Run:
 
         Raises:
             ArtifactError: If the folder holds no run.
+            ConfigError: If its configuration is damaged.
         """
         path = Path(path)
         if not (path / "config.yaml").is_file():
@@ -174,7 +180,11 @@ class Run:
                 f"run: {path} is not a run; got no config.yaml in it. Pass a folder that `rqtool "
                 f"imagegen train` or `rqtool demo` wrote."
             )
-        return cls(path, load_config(path / "config.yaml"))
+        try:
+            config = load_config(path / "config.yaml")
+        except ConfigError as error:
+            raise ConfigError(f"run: {path} has a damaged config.yaml; got: {error}") from None
+        return cls(path, config)
 
     def require(self, path: Path, stage: int) -> Path:
         """Return `path` if that stage has finished.
@@ -262,6 +272,42 @@ def resolve_device(name: str, number: int = 0) -> torch.device:
         found = ", ".join(device for device, is_there in there.items() if is_there)
         raise ConfigError(f"config: device={name} is not there; got {found}. Use device: auto.")
     return torch.device(name, number) if name == "cuda" else torch.device(name)
+
+
+@contextmanager
+def exclusive(path: str | Path) -> Iterator[None]:
+    """Keep any other process from training in a folder, which is made, while the block runs.
+
+    The kernel releases the lock when the process ends, however it does. Where it has no such locks,
+    as on Windows and some network file systems, nobody is kept out.
+
+    Args:
+        path: Folder of a run.
+
+    Raises:
+        ConfigError: If another process trains there, or the folder cannot be made.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / _LOCK).open("ab")
+    except OSError as error:
+        raise ConfigError(
+            f"run: --out {path} cannot be made or written into; got {error.strerror}. Choose "
+            f"another folder."
+        ) from error
+    with file:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"run: {path} is in use; got another process trains in this folder. Wait "
+                    f"for it, stop it, or choose another folder."
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+        yield
 
 
 @contextmanager

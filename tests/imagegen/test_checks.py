@@ -1,12 +1,17 @@
 """Configurations that cannot train: refused before anything is written."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 from test_imagegen_cli import TINY
 
-from imagegen.config import load_config
+from imagegen.config import dump_config, load_config
 from imagegen.jobs import train_run
+from imagegen.runs import exclusive
 from rqtoolkit.errors import ArtifactError, ConfigError, ShapeError
 
 
@@ -19,6 +24,15 @@ from rqtoolkit.errors import ArtifactError, ConfigError, ShapeError
         ({"autoencoder.attention": [8, 16]}, r"do not occur: \[16\]; got levels of \[8, 4\]"),
         ({"data.held_out": 5000}, "held_out"),
         ({"data.path": "somewhere"}, "takes no path"),
+        (
+            {"stage1.discriminator.weight": 1, "stage1.discriminator.penalty": "r1"},
+            r"penalty=r1 needs a weight; got .*penalty_weight=0",
+        ),
+        (
+            {"stage1.discriminator.penalty": "lecam", "stage1.discriminator.penalty_weight": 1},
+            r"penalty=lecam needs a discriminator; got .*\.weight=0",
+        ),
+        ({"stage1.discriminator.augment": ["color"]}, r"augment=\['color'\] needs a discriminator"),
     ],
 )
 def test_a_refused_configuration_leaves_nothing_behind(tmp_path, changes, message):
@@ -55,3 +69,42 @@ def test_a_folder_below_a_file_is_refused_in_words(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"cannot be made; got .*file, which is no folder"):
         train_run(load_config("digits", overrides=TINY), tmp_path / "file" / "run")
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
+    config = load_config("digits", overrides=TINY)
+    partial = tmp_path / "run" / ".theirs.partial"
+    with exclusive(tmp_path / "run"):
+        partial.write_text("being written")
+        (tmp_path / "run" / "config.yaml").write_text(dump_config(config))
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="another process trains in this folder"):
+                train_run(config, tmp_path / "run", resume=True)
+        assert partial.read_text() == "being written"
+    with exclusive(tmp_path / "run"):  # free again
+        pass
+
+
+def test_a_lock_goes_with_its_process(tmp_path):
+    program = (
+        "import os, signal, sys; from imagegen.runs import exclusive\n"
+        "with exclusive(sys.argv[1]): print('held', flush=True); signal.pause()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="another process"), exclusive(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+    with exclusive(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_told_by_its_option(tmp_path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise FileNotFoundError(2, "No such file or directory")  # as of a folder in /proc
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ConfigError, match=r"--out .*xx/y cannot be made .*; got No such file"):
+        train_run(load_config("digits", overrides=TINY), tmp_path / "xx" / "y")
