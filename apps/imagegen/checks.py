@@ -8,7 +8,7 @@ from torch import nn
 from imagegen.images import ImageData, ImageSet
 from imagegen.initialize import check_initial
 from imagegen.logs import check_loggers
-from imagegen.settings import Config, StageConfig
+from imagegen.settings import Config, DiscriminatorConfig, StageConfig
 from imagegen.stage1 import build_autoencoder, build_discriminator, check_perceptual
 from imagegen.stage2 import build_transformer
 from imagegen.text import load_tokenizer
@@ -52,6 +52,8 @@ def check_training(
     check_loggers(config)
     for stage in stages:
         _check_batch(f"stage{stage}", getattr(config, f"stage{stage}"), processes)
+    if 1 in stages:
+        _check_discriminator(config.stage1.discriminator)
     tokenizer = None
     if config.data.tokenizer is not None:
         tokenizer = load_tokenizer(config.data.tokenizer, length=config.transformer.text_length)
@@ -89,6 +91,25 @@ def check_training(
             f"train: autoencoder.attention={list(sizes.attention)} names resolutions that do not "
             f"occur: {absent}; got levels of {levels}. Choose among those, or set it to []."
         )
+
+
+def _check_discriminator(config: DiscriminatorConfig) -> None:
+    """Refuse what would be left out of the training without a word."""
+    name = "stage1.discriminator"
+    if config.penalty != "none" and not config.penalty_weight:
+        raise ConfigError(
+            f"train: {name}.penalty={config.penalty} needs a weight; got {name}.penalty_weight=0. "
+            f"Set that above 0, or penalty to none."
+        )
+    idle = {"penalty": config.penalty != "none", "augment": bool(config.augment)}
+    for key, is_set in idle.items():
+        if is_set and not config.weight:
+            value = getattr(config, key)
+            shown = list(value) if isinstance(value, tuple) else value
+            raise ConfigError(
+                f"train: {name}.{key}={shown} needs a discriminator; got {name}.weight=0. Set that "
+                f"above 0, or remove {key}."
+            )
 
 
 def _check_cache(config: Config) -> None:

@@ -43,7 +43,7 @@ def test_a_refused_configuration_leaves_nothing_behind(tmp_path, changes, messag
 
 
 def test_stage_2_before_stage_1_leaves_nothing_behind(tmp_path):
-    with pytest.raises(ArtifactError, match=r"stage 1 .* is not finished"):
+    with pytest.raises(ArtifactError, match=r"stage 1 .* not finished; .*`--stage 1` first, or"):
         train_run(load_config("digits", overrides=TINY), tmp_path / "run", stages=(2,))
     assert not list(tmp_path.iterdir())
 
@@ -69,6 +69,17 @@ def test_a_folder_below_a_file_is_refused_in_words(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"cannot be made; got .*file, which is no folder"):
         train_run(load_config("digits", overrides=TINY), tmp_path / "file" / "run")
+
+
+def test_a_damaged_autoencoder_is_written_again_as_advised(tmp_path):
+    config = load_config("digits", overrides={**TINY, "stage1.steps": 1, "stage2.steps": 1})
+    path = train_run(config, tmp_path / "run", stages=(1,)).autoencoder_path
+    good = path.read_bytes()
+    path.write_bytes(good[:-9])
+    with pytest.raises(ArtifactError, match="run `--stage 1 --resume`, which writes it"):
+        train_run(config, tmp_path / "run", stages=(2,), resume=True)
+    train_run(config, tmp_path / "run", stages=(1,), resume=True)
+    assert path.read_bytes() == good
 
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
