@@ -27,6 +27,13 @@ __all__ = [
     "shipped_configs",
 ]
 
+_WRITTEN = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text, in quotes if it looks like something else",
+}
+
 
 def shipped_configs() -> dict[str, Path]:
     """Return the configurations that come with the package, by name."""
@@ -132,6 +139,13 @@ def change_sampling(config: Config, changes: dict[str, Any]) -> SamplingConfig:
     tree = {**dataclasses.asdict(config.sampling), **changes}
     sampling = _build(SamplingConfig, tree, "sample", "")
     assert isinstance(sampling, SamplingConfig)
+    dropout = config.transformer.label_dropout
+    if sampling.cfg_scale != 1.0 and dropout == 0.0:
+        raise ConfigError(
+            f"sample: cfg_scale={sampling.cfg_scale} needs a model trained with label dropout; got "
+            f"transformer.label_dropout=0. Leave --cfg-scale out, or train a model with "
+            f"transformer.label_dropout=0.1."
+        )
     changed = dataclasses.replace(config, sampling=sampling)
     _check_together(changed, config.name)
     return sampling
@@ -225,10 +239,15 @@ def _check(name: str, value: Any, hint: Any, metadata: typing.Mapping[str, Any])
         hint = (fitting or options)[0]
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{name}={value!r} must be a list; got {type(value).__name__}.")
+            raise ConfigError(
+                f"{name}={value!r} must be a list; got {type(value).__name__}. Write [a, b]."
+            )
         kinds = typing.get_args(hint)
         if kinds[-1] is not Ellipsis and len(value) != len(kinds):
-            raise ConfigError(f"{name}={value!r} must hold {len(kinds)} values; got {len(value)}.")
+            raise ConfigError(
+                f"{name}={value!r} must hold {len(kinds)} values; got {len(value)}. Write "
+                f"{len(kinds)}."
+            )
         return tuple(_check(name, item, kinds[0], metadata) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -238,14 +257,15 @@ def _check(name: str, value: Any, hint: Any, metadata: typing.Mapping[str, Any])
     if type(value) is not hint:
         article = "an" if hint is int else "a"
         raise ConfigError(
-            f"{name}={value!r} must be {article} {hint.__name__}; got {type(value).__name__}."
+            f"{name}={value!r:.60} must be {article} {hint.__name__}; got {type(value).__name__}. "
+            f"Write {_WRITTEN[hint]}."
         )
     low, high, choices = (metadata.get(key) for key in ("low", "high", "choices"))
     if choices and value not in choices:
         raise ConfigError(f"{name}={value!r} is not one of {', '.join(choices)}. Choose one.")
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         bound = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ConfigError(f"{name}={value!r} is out of range; must be {bound}.")
+        raise ConfigError(f"{name}={value!r} is out of range; must be {bound}. Choose another.")
     return value
 
 
