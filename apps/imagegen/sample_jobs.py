@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import math
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +30,7 @@ from imagegen.shifts import count_shifts
 from imagegen.split import read_split
 from imagegen.training import step_seed
 from imagegen.user_images import read_user_images
-from rqtoolkit.errors import ArtifactError, ConfigError
+from rqtoolkit.errors import ArtifactError, ConfigError, RQToolkitError
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.transformer import RQTransformer
 
@@ -77,9 +78,9 @@ def plan_drawing(
     settings = dataclasses.asdict(change_sampling(run.config, sampling))
     seed = run.config.seed if seed is None else seed
     if not 1 <= number <= MOST_SAMPLES:
+        advice = "Ask for one at least" if number < 1 else "Draw in parts, each with its own seed"
         raise ConfigError(
-            f"sample: num={number} must be between 1 and {MOST_SAMPLES}. Draw in several parts, "
-            f"each with a seed."
+            f"sample: num={number} must be between 1 and {MOST_SAMPLES}; got {number}. {advice}."
         )
     if seed < 0:
         raise ConfigError(f"sample: seed={seed} must be at least 0. Choose another.")
@@ -213,7 +214,7 @@ def check_new_folder(out: Path) -> None:
     """Refuse a folder that is taken, before the work.
 
     Raises:
-        ArtifactError: If it exists and is not empty, or its parent is missing.
+        ArtifactError: If it exists and is not empty, or its parent is missing or read-only.
     """
     if not out.parent.is_dir():
         raise ArtifactError(
@@ -223,6 +224,13 @@ def check_new_folder(out: Path) -> None:
         raise ArtifactError(
             f"output: folder {out} exists and is not empty. Choose another, or remove it first."
         )
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix="."):
+            pass
+    except OSError as error:
+        raise ArtifactError(
+            f"output: {out} cannot be written; got {error.strerror}. Choose another place or name."
+        ) from None
 
 
 def _read_prefix(run: Run, path: Path) -> np.ndarray:
@@ -270,7 +278,14 @@ def _judge(run: Run, classifier: Path | None, classes: int, progress: Progress |
         return read_classifier(classifier, run, classes=classes)
     if classifier_path(run).is_file():
         return read_classifier(classifier_path(run), run, classes=classes)
-    return own_classifier(run, load_split(run, progress)[0], progress=progress)
+    try:
+        train = load_split(run, progress)[0]
+    except RQToolkitError as error:
+        raise ArtifactError(
+            f"sample: --accept needs a classifier, which {run.path} would train on its images; got "
+            f"none to train on ({error}) Give one with --classifier, or leave --accept out."
+        ) from None
+    return own_classifier(run, train, progress=progress)
 
 
 def _texts(

@@ -263,3 +263,27 @@ def test_models_that_do_not_fit_each_other_are_refused(untrained_run, tmp_path, 
     with pytest.raises(ArtifactError, match=message) as refusal:
         load_models(run)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num", "0"], "num=0 must be .* Ask for one at least"),
+        (["--accept", "0.5"], r"no data\.path.*Give one with --classifier"),
+        (["--cfg-scale", "2"], r"Leave --cfg-scale out, or train .*transformer\.label_dropout"),
+        (["--out", "/proc/bad"], r"output: /proc/bad cannot be written"),
+    ],
+)
+def test_refusals_name_the_next_step(untrained_run, tmp_path, options, message):
+    plain = {"data.source": "folder", "transformer.label_dropout": 0.0}
+    run = untrained_run(tmp_path / "run", **plain)
+    with pytest.raises((ArtifactError, ConfigError), match=message) as refusal:
+        invoke("sample", run.path, "--out", tmp_path / "out", *options)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_damaged_configuration_names_its_run(untrained_run, tmp_path):
+    run = untrained_run(tmp_path / "broken")
+    (run.path / "config.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match=r"run: .*broken has a damaged config\.yaml"):
+        invoke("sample", run.path, "--out", tmp_path / "out")
