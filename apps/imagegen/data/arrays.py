@@ -60,6 +60,11 @@ def open_npz(path: Path) -> tuple[Table, Table]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    if path.is_dir():
+        raise ArtifactError(
+            f"data: path={path} is not a file; got a folder. For a folder of images set "
+            f"data.source: folder."
+        )
     if not path.is_file():
         raise ArtifactError(f"data: path={path} is not a file. Check the path.")
     try:

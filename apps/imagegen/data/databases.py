@@ -124,7 +124,8 @@ def open_huggingface(
             finds in its cache or downloads.
         image_column: Column of images; None takes the only one of that type.
         label_column: Column of classes; None takes the only one of that type, or label.
-        text_column: Column of captions; None takes text or caption, where there is one.
+        text_column: Column of captions; None takes text or caption, where there is one. An
+            image without one has the empty text.
 
     Returns:
         Training images, and the test or validation images if there is such a split.
@@ -203,8 +204,13 @@ def _read_columns(
         HuggingFaceRows(files.select_columns([image]), image, str(path)),
         None if label is None else np.array(dataset[label][:]),
         None if names is None else tuple(names),
-        None if text is None else Strings.pack(str(value) for value in dataset[text][:]),
+        None if text is None else Strings.pack(_caption(value) for value in dataset[text][:]),
     )
+
+
+def _caption(value: Any) -> str:
+    """Return the text of a cell; an empty one has no text, and not the word None."""
+    return "" if value is None else str(value)
 
 
 def _find(path: str | Path, features: Any, name: str | None, usual: Sequence[str]) -> str | None:

@@ -159,6 +159,10 @@ def open_ffhq(path: Path) -> tuple[Table, Table | None]:
 
 
 def _check_folder(path: Path) -> None:
+    if path.is_file() and path.suffix.lower() == ".npz":
+        raise ArtifactError(
+            f"data: path={path} is not a folder; got an archive. Set data.source: npz."
+        )
     if not path.is_dir():
         raise ArtifactError(f"data: path={path} is not a folder. Check the path.")
 

@@ -47,6 +47,26 @@ def refuse(error, message, **arguments):
     assert "\n" not in str(caught.value)
 
 
+def test_archives_and_folders_are_told_apart(tmp_path):
+    refuse(ArtifactError, "set data.source: folder", source="npz", path=tmp_path)
+    (tmp_path / "images.npz").write_bytes(b"")
+    path = tmp_path / "images.npz"
+    refuse(ArtifactError, "Set data.source: npz", source="folder", path=path)
+
+
+def test_a_missing_caption_is_the_empty_text(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    cells = [{"bytes": png(), "path": None}] * 4
+    rows = {"image": cells, "text": ["a", None, "None", ""]}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    parts = {
+        name: datasets.Dataset.from_dict(rows, features=features) for name in ("train", "test")
+    }
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "set"))
+    train, _ = open_images(source="huggingface", path=tmp_path / "set", resolution=4)
+    assert list(train.texts) == ["a", "", "None", ""]
+
+
 def test_lists(tmp_path):
     path = tmp_path / "list.tsv"
 
