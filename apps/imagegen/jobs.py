@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from imagegen.autoencoder import RQVAE
+from imagegen.checkpointing import checkpoints
 from imagegen.checks import check_training
 from imagegen.data import ImageData, ImageSet, open_images
 from imagegen.distributed import join
@@ -114,9 +115,21 @@ def train_run(
         if 1 in stages:
             train_stage1(run, train, held_out, progress=shown)
         if 2 in stages:
-            autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
+            autoencoder = _finished_autoencoder(run)
             train_stage2(run, autoencoder, train, held_out, progress=shown)
     return run
+
+
+def _finished_autoencoder(run: Run) -> RQVAE:
+    """Load the finished RQ-VAE; where its file is damaged, say how to have it written again."""
+    path = run.require(run.autoencoder_path, 1)
+    try:
+        return RQVAE.load(path, run.device)
+    except ArtifactError as error:
+        advice = f"remove the file (`rm {path}`) and --resume again"
+        if checkpoints(run, 1):
+            advice = "run `--stage 1 --resume`, which writes it from the last checkpoint"
+        raise ArtifactError(f"{error} In this run, {advice}.") from error
 
 
 def load_models(run: Run) -> tuple[RQVAE, RQTransformer]:

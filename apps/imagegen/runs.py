@@ -193,9 +193,12 @@ class Run:
             ArtifactError: If it has not.
         """
         if not path.is_file():
+            config = self.path / "config.yaml"
+            advice = f"Run `rqtool imagegen train {config} --out {self.path} --resume`."
+            if not config.is_file():
+                advice = "Train it with `--stage 1` first, or name a finished one by --init-from."
             raise ArtifactError(
-                f"run: stage {stage} of {self.path} is not finished; got no {path.name}. Run "
-                f"`rqtool imagegen train {self.path / 'config.yaml'} --out {self.path} --resume`."
+                f"run: stage {stage} of {self.path} is not finished; got no {path.name}. {advice}"
             )
         return path
 
