@@ -85,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             [word for word in arguments if word != "--debug"], prog_name="rqtool"
         )
     except SystemExit as leave:
+        if leave.code == 130:  # typer's own answer to Ctrl-C, which says nothing
+            print("Interrupted.", file=sys.stderr)
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -95,7 +95,7 @@ def test_a_package_cannot_take_the_name_of_a_command(install, capsys):
     [
         (DataError("place: value\n is wrong."), 2, "Error: place: value is wrong.\n"),
         (FileNotFoundError(2, "No such file", "x"), 2, "Error: [Errno 2] No such file: 'x'\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "Interrupted.\n"),
     ],
 )
 def test_exit_codes(install, capsys, error, code, words):
