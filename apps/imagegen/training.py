@@ -117,6 +117,7 @@ def train_loop(
     ):
         entered = perf_counter()
         begun = entered - _seconds_spent(run, stage)
+        shown = start, entered  # where the pace that is shown is counted from
         for step in range(start, config.steps):
             torch.manual_seed(_seed(run, stage, step))
             for optimizer in optimizers.values():
@@ -143,7 +144,9 @@ def train_loop(
                     "seconds": round(perf_counter() - begun, 3),
                 }
                 log(done, record)
-                pace = (done - start) * config.batch_size / (perf_counter() - entered)
+                now = perf_counter()
+                pace = (done - shown[0]) * config.batch_size / (now - shown[1])
+                shown = done, now
                 description = f"{title}, loss {record['loss']:.4g}, {pace:.0f} images/s"
             if done % config.sample_every == 0 or last:
                 guard.judge()
@@ -151,6 +154,7 @@ def train_loop(
                     if ranks.main:
                         log(done, observe(done))
                 ranks.wait()
+                shown = done, perf_counter()
             report(progress, description, done, config.steps)
             stop = ranks.largest(interrupted())
             if done % config.checkpoint_every == 0 or last or stop:

@@ -265,3 +265,20 @@ def test_seeds_of_neighbours_are_unrelated():
     }
     assert len(seeds) == 500
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_pace_shown_is_that_since_the_last_line(tmp_path, monkeypatch):
+    clock, shown = [0.0], []
+
+    def tick():
+        clock[0] += 1e-6
+        return clock[0]
+
+    def progress(description, done, _total):
+        if description.startswith("Stage 1"):
+            shown.append(description.rpartition(", ")[2])
+            clock[0] += 1000.0 if done == 1 else 2.0  # data-loader workers start slowly
+
+    monkeypatch.setattr("imagegen.training.perf_counter", tick)
+    train_run(small(), tmp_path / "run", stages=(1,), progress=progress)
+    assert shown[1:] == ["0 images/s", *["4 images/s"] * 4]
