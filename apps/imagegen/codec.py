@@ -249,7 +249,8 @@ def _read_header(data: bytes) -> tuple[bytes, tuple[int, int, int], bytes]:
             f"decompress: the file is none of compressed images; got {len(data)} bytes that start "
             f"with {data[:3]!r}. Pass what `rqtool imagegen compress` wrote."
         )
-    numbers, place = [], _START
+    numbers: list[int] = []
+    place = _START
     whole = data[3:5] == _file_check(data[_START:])
     while whole and len(numbers) < 3:
         value = shift = 0
