@@ -211,11 +211,22 @@ def keep_tokenizer(run: Run) -> None:
     """Copy the tokenizer that a run's configuration names into its folder, if it names one.
 
     Tokens mean nothing without it, and the file may move.
+
+    Raises:
+        ConfigError: If the run keeps another tokenizer than the file named.
     """
     source, length = run.config.data.tokenizer, run.config.transformer.text_length
     kept = run.path / "tokenizer.json"
-    if source is not None and not kept.exists():
-        load_tokenizer(source, length=length).save(kept)
+    if source is None or (kept.exists() and not Path(source).exists()):
+        return
+    named = load_tokenizer(source, length=length)
+    if not kept.exists():
+        named.save(kept)
+    elif named.backend.to_str() != load_tokenizer(kept, length=length).backend.to_str():
+        raise ConfigError(
+            f"tokenizer: data.tokenizer={source} is not the one this run began with; got another "
+            f"content than {kept}. Name that file, or choose another folder."
+        )
 
 
 def load_run_tokenizer(run: Run) -> Tokenizer:

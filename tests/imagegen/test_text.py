@@ -125,7 +125,12 @@ def test_a_run_keeps_its_tokenizer(tmp_path, trained):
     config = load_config("digits", overrides={"data.tokenizer": str(named)})
     run = Run.create(tmp_path / "run", config)
     keep_tokenizer(run)
+    keep_tokenizer(run)  # the same again, as on resuming
+    train_tokenizer(["quite other words"], vocabulary=270, length=32).save(named)
+    with pytest.raises(ConfigError, match=r"is not the one this run began with; got another"):
+        keep_tokenizer(run)
     named.unlink()
+    keep_tokenizer(run)
     assert torch.equal(load_run_tokenizer(run).encode(TEXTS), trained.encode(TEXTS))
     plain = Run.create(tmp_path / "plain", load_config("digits"))
     keep_tokenizer(plain)
