@@ -1,13 +1,16 @@
 """What must hold between a configuration and its images before a run makes its folder."""
 
+import os
 from collections.abc import Collection
 
 import torch
 from torch import nn
 
+from imagegen.guards import enough_memory
 from imagegen.images import ImageData, ImageSet
 from imagegen.initialize import check_initial
 from imagegen.logs import check_loggers
+from imagegen.runs import resolve_device
 from imagegen.settings import Config, DiscriminatorConfig, StageConfig
 from imagegen.stage1 import build_autoencoder, build_discriminator, check_perceptual
 from imagegen.stage2 import build_transformer
@@ -70,7 +73,12 @@ def check_training(
         )
     if 2 in stages:
         _check_cache(config)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    relief = "Lower the sizes of the autoencoder or the transformer."
+    with (
+        enough_memory("the models", relief),
+        torch.random.fork_rng(devices=[]),
+        torch.device("meta"),
+    ):
         autoencoder = build_autoencoder(config, image_channels=train.channels)
         build_discriminator(config, image_channels=train.channels)
         models: dict[int, nn.Module] = {1: autoencoder}
@@ -78,6 +86,8 @@ def check_training(
             models[2] = build_transformer(
                 config, autoencoder, train.num_classes, tokenizer=tokenizer
             )
+    for stage in stages:
+        _check_memory(config, stage, models[stage], processes)
     if 1 in stages:
         check_perceptual(config)
     if config.init_from is not None:
@@ -129,3 +139,26 @@ def _check_batch(name: str, config: StageConfig, processes: int) -> None:
             f"train: {name}.batch_size={config.batch_size} must divide by {name}.accumulate times "
             f"processes; got {config.accumulate} × {processes}. Choose a multiple of {parts}."
         )
+
+
+def _check_memory(config: Config, stage: int, model: nn.Module, processes: int) -> None:
+    """Refuse a model whose weights, gradients and Adam's two averages no device holds whole."""
+    if config.parallel == "fsdp" and processes > 1:
+        return
+    needed = 4 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    there = _memory(resolve_device(config.device))
+    if there is not None and needed > there:
+        sizes = {1: "autoencoder", 2: "transformer"}[stage]
+        raise ConfigError(
+            f"train: the model of stage {stage} needs {needed / 1e9:.3g} GB for its weights and "
+            f"what trains them; got {there / 1e9:.3g} GB of memory. Lower the sizes of the {sizes}."
+        )
+
+
+def _memory(device: torch.device) -> int | None:
+    """Return the bytes of memory of a device, None where nobody tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None

@@ -1,7 +1,8 @@
-"""Stops a training that diverges before it spoils the last good checkpoint."""
+"""Stops a training that diverges before it spoils the last good checkpoint, or lacks memory."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -9,9 +10,12 @@ from torch import Tensor
 from imagegen.checkpointing import checkpoints
 from imagegen.runs import Run
 from imagegen.settings import StageConfig
-from rqtoolkit.errors import DataError
+from rqtoolkit.errors import ConfigError, DataError
 
-__all__ = ["DivergenceGuard"]
+__all__ = ["DivergenceGuard", "enough_memory"]
+
+# Torch has a class for want of memory on accelerators only.
+_SHORTAGES = ("not enough memory", "can't allocate memory", "out of memory", "size calculation")
 
 
 class DivergenceGuard:
@@ -74,3 +78,26 @@ class DivergenceGuard:
             f"step {step}{over}. Lower {stage}.learning_rate or {stage}.clip_norm, or lengthen "
             f"{stage}.warmup_steps, in a new run. Last good checkpoint: {good}."
         )
+
+
+@contextmanager
+def enough_memory(doing: str, advice: str) -> Iterator[None]:
+    """Turn want of memory in the block, on the host or an accelerator, into one line.
+
+    Args:
+        doing: What needs it, as "stage 1".
+        advice: What to change, a sentence.
+
+    Raises:
+        ConfigError: If an allocation fails.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = " ".join(str(error).split())
+        if not isinstance(error, MemoryError) and not any(s in words for s in _SHORTAGES):
+            raise
+        raise ConfigError(
+            f"train: {doing} needs more memory than there is; got {words or 'no more':.120}. "
+            f"{advice}"
+        ) from error

@@ -10,6 +10,7 @@ from imagegen.checkpointing import checkpoints
 from imagegen.checks import check_training
 from imagegen.data import ImageData, ImageSet, open_images
 from imagegen.distributed import join
+from imagegen.guards import enough_memory
 from imagegen.initialize import adopt_stage1, offers
 from imagegen.runs import Run, exclusive
 from imagegen.settings import Config
@@ -87,7 +88,8 @@ def train_run(
         adopting = 1 not in stages and not run.autoencoder_path.exists()
         if adopting and not offers(config.init_from, 1):
             run.require(run.autoencoder_path, 1)
-        train, held_out = load_run_images(config, shown)
+        with enough_memory("reading the images", "Lower data.resolution, or data.held_out."):
+            train, held_out = load_run_images(config, shown)
         starting = {1, *stages} if adopting else None
         check_training(
             config, train, held_out, stages=stages, starting=starting, processes=ranks.size
@@ -113,11 +115,22 @@ def train_run(
         ranks.wait()
         run = Run(Path(path), config, ranks)
         if 1 in stages:
-            train_stage1(run, train, held_out, progress=shown)
+            with enough_memory("stage 1", _relief(1)):
+                train_stage1(run, train, held_out, progress=shown)
         if 2 in stages:
-            autoencoder = _finished_autoencoder(run)
-            train_stage2(run, autoencoder, train, held_out, progress=shown)
+            with enough_memory("stage 2", _relief(2)):
+                autoencoder = _finished_autoencoder(run)
+                train_stage2(run, autoencoder, train, held_out, progress=shown)
     return run
+
+
+def _relief(stage: int) -> str:
+    """Return what makes a stage need less memory."""
+    sizes = {1: "autoencoder", 2: "transformer"}[stage]
+    return (
+        f"Set stage{stage}.checkpointing=true and --resume; or, in a new run, raise "
+        f"stage{stage}.accumulate, or lower stage{stage}.batch_size or the sizes of the {sizes}."
+    )
 
 
 def _finished_autoencoder(run: Run) -> RQVAE:

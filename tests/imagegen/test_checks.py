@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_imagegen_cli import TINY
 
 from imagegen.config import dump_config, load_config
+from imagegen.guards import enough_memory
 from imagegen.jobs import train_run
 from imagegen.runs import exclusive
 from rqtoolkit.errors import ArtifactError, ConfigError, ShapeError
@@ -69,6 +71,41 @@ def test_a_folder_below_a_file_is_refused_in_words(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"cannot be made; got .*file, which is no folder"):
         train_run(load_config("digits", overrides=TINY), tmp_path / "file" / "run")
+
+
+def test_a_model_beyond_memory_is_refused_before_a_folder_is_made(tmp_path):
+    config = load_config(
+        "digits", overrides={**TINY, "transformer.dim": 65536, "transformer.body_layers": 50}
+    )
+    with pytest.raises(ConfigError, match=r"model of stage 2 needs .* GB .* sizes of the transf"):
+        train_run(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
+)
+def test_want_of_memory_is_told_in_one_line(tmp_path, monkeypatch, error):
+    def fail(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr("imagegen.jobs.train_stage1", fail)
+    with pytest.raises(ConfigError, match=r"stage 1 needs more .* stage1\.checkpointing=true"):
+        train_run(load_config("digits", overrides=TINY), tmp_path / "run")
+
+
+def test_torch_says_want_of_memory_as_we_expect():
+    shortage = pytest.raises(ConfigError, match="more memory than there is")
+    with shortage, enough_memory("a tensor", "Lower it."):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="Boolean"), enough_memory("a tensor", "Lower it."):
+        bool(torch.zeros(2))
 
 
 def test_a_damaged_autoencoder_is_written_again_as_advised(tmp_path):
