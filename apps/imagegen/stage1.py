@@ -57,10 +57,11 @@ def build_discriminator(config: Config, *, image_channels: int) -> PatchDiscrimi
 
 
 def check_perceptual(config: Config) -> None:
-    """Refuse LPIPS without its two files, or on images too small for it.
+    """Refuse LPIPS without its two files, with wrong ones, or on images too small for it.
 
     Raises:
         ConfigError: If it is asked for and cannot be had.
+        ArtifactError: If a file is unreadable, or not what it should be.
     """
     settings = config.stage1.perceptual
     if not settings.weight:
@@ -76,6 +77,9 @@ def check_perceptual(config: Config) -> None:
             f"train: stage1.perceptual.weight={settings.weight} needs images of 16 pixels at "
             f"least; got data.resolution={config.data.resolution}. Set it to 0."
         )
+    assert settings.vgg is not None
+    assert settings.heads is not None
+    load_perceptual(settings.vgg, settings.heads)
 
 
 def train_stage1(

@@ -122,14 +122,17 @@ def test_lpips_that_cannot_be_had_is_refused_before_a_folder_is_made(tmp_path, w
     with pytest.raises(ConfigError, match=r"stage1\.perceptual\.heads=.*absent\.pth must be"):
         train_run(tiny(**absent), run, stages=(1,))
     small = {**weights, "data.resolution": 8, "autoencoder.attention": []}
+    changes = {"weight": 0.0, "penalty": "none", "penalty_weight": 0.0, "augment": []}
+    alone = {f"stage1.discriminator.{name}": value for name, value in changes.items()}
     with pytest.raises(ConfigError, match="needs images of 16 pixels"):
-        train_run(tiny(**small, **{"stage1.discriminator.weight": 0.0}), run, stages=(1,))
+        train_run(tiny(**small, **alone), run, stages=(1,))
     with pytest.raises(ConfigError, match="PatchDiscriminator: layers=2 needs images of 12"):
         train_run(tiny(**{"data.resolution": 8, "autoencoder.attention": []}), run, stages=(1,))
     assert not run.exists()
     swapped = {**weights, "stage1.perceptual.vgg": weights["stage1.perceptual.heads"]}
     with pytest.raises(ArtifactError, match=r"no features\.0\.weight"):
         train_run(tiny(**swapped), run, stages=(1,))
+    assert not run.exists()
 
 
 def test_a_run_keeps_its_weights_of_lpips(tmp_path, weights):
