@@ -91,7 +91,10 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path, start):
 
 @pytest.mark.parametrize(
     ("number", "code", "says"),
-    [(signal.SIGINT, 130, "Stopped, and saved: go on with --resume.\n"), (signal.SIGTERM, 143, "")],
+    [
+        (signal.SIGINT, 130, "Stopped, and saved: go on with --resume.\nInterrupted.\n"),
+        (signal.SIGTERM, 143, ""),
+    ],
 )
 def test_a_run_that_is_told_to_stop_saves_its_step_first(tmp_path, start, number, code, says):
     folder = tmp_path / "run"
