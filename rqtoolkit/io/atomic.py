@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rqtoolkit.errors import ArtifactError
@@ -22,6 +22,18 @@ def _check_parent(path: Path) -> None:
         raise ArtifactError(
             f"output: {path} cannot be written; got no folder {path.parent}. Make it first."
         )
+
+
+def _flush_folder(path: Path) -> None:
+    """Have a folder's entries written to disk, so that a power cut does not undo a renaming."""
+    if os.name != "posix":  # Windows opens no folders
+        return
+    with suppress(OSError):  # some file systems cannot; the file is in its place all the same
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def check_output(path: str | Path) -> Path:
@@ -72,6 +84,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # otherwise a power cut may leave an empty file, renamed
         temporary.replace(path)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

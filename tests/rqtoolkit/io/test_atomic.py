@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from rqtoolkit.errors import ArtifactError
@@ -29,6 +31,38 @@ def test_failure_leaves_the_old_file_alone(tmp_path, error):
         fail()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are flushed on POSIX alone")
+def test_the_folder_is_flushed_once_the_file_has_its_name(tmp_path, monkeypatch):
+    flushed = []
+    fsync = os.fsync
+
+    def watch(descriptor):
+        flushed.append((os.fstat(descriptor).st_ino, sorted(p.name for p in tmp_path.iterdir())))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    with atomic_path(tmp_path / "codes.npy") as temporary:
+        temporary.write_text("new")
+        name = temporary.name
+    file = (tmp_path / "codes.npy").stat().st_ino
+    assert flushed == [(file, [name]), (tmp_path.stat().st_ino, ["codes.npy"])]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are flushed on POSIX alone")
+def test_a_file_system_that_cannot_flush_folders_gets_the_file(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refuse_folders(descriptor):
+        if os.fstat(descriptor).st_ino == tmp_path.stat().st_ino:
+            raise OSError(22, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    with atomic_path(tmp_path / "codes.npy") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "codes.npy").read_text() == "new"
 
 
 def test_missing_folder_and_folder_in_the_way(tmp_path):
