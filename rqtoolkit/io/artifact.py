@@ -18,7 +18,14 @@ from torch import Tensor
 from rqtoolkit.errors import ArtifactError, RQToolkitError
 from rqtoolkit.io.atomic import atomic_path
 
-__all__ = ["check_tensors", "constructing", "differences", "read_artifact", "write_artifact"]
+__all__ = [
+    "artifact_class",
+    "check_tensors",
+    "constructing",
+    "differences",
+    "read_artifact",
+    "write_artifact",
+]
 
 _FORMAT = "rqtoolkit"
 _VERSION = "1"
@@ -105,25 +112,43 @@ def read_artifact(
         ArtifactError: If the file is missing, unreadable, truncated, foreign, of an unknown
             version, or holds another class.
     """
-    path = Path(path)
     where = f"{class_name}.load: {path}"
+    with _opened(path, where, device) as file:
+        metadata = _checked(file.metadata() or {}, where)
+        if metadata.get("class") != class_name:
+            raise ArtifactError(
+                f"{where} holds another class; got class={metadata.get('class')!r}. "
+                f"Name a file written by {class_name}.save."
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return _arguments(metadata, where), tensors
+
+
+def artifact_class(path: str | Path) -> str:
+    """Return the name of the class that a file holds; errors as in `read_artifact`."""
+    with _opened(path, f"load: {path}") as file:
+        return _checked(file.metadata() or {}, f"load: {path}").get("class", "")
+
+
+@contextmanager
+def _opened(path: str | Path, where: str, device: str | torch.device = "cpu") -> Iterator[Any]:
+    """Open a safetensors file, or say why not; also if reading on fails in the block."""
+    path = Path(path)
     if not path.exists():
         raise ArtifactError(f"{where} does not exist. Check the path.")
     if path.is_dir():
         raise ArtifactError(f"{where} is a folder. Name the .safetensors file in it.")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            arguments = _read_header(file.metadata() or {}, where, class_name)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise ArtifactError(
             f"{where} is not a readable safetensors file, or is truncated; got {error}. "
             "Write it again, or name another file."
         ) from error
-    return arguments, tensors
 
 
-def _read_header(metadata: Mapping[str, str], where: str, class_name: str) -> dict[str, Any]:
+def _checked(metadata: Mapping[str, str], where: str) -> Mapping[str, str]:
     if metadata.get("format") != _FORMAT:
         raise ArtifactError(
             f"{where} is a safetensors file, but not one of rqtoolkit; "
@@ -134,11 +159,10 @@ def _read_header(metadata: Mapping[str, str], where: str, class_name: str) -> di
             f"{where} has an unknown version; got version={metadata.get('version')!r}, "
             f"this rqtoolkit reads {_VERSION!r}. Update rqtoolkit."
         )
-    if metadata.get("class") != class_name:
-        raise ArtifactError(
-            f"{where} holds another class; got class={metadata.get('class')!r}. "
-            f"Name a file written by {class_name}.save."
-        )
+    return metadata
+
+
+def _arguments(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
     try:
         arguments = json.loads(metadata.get("arguments", ""))
     except json.JSONDecodeError:

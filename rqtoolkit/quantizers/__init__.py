@@ -1,6 +1,15 @@
 """Quantizers as torch modules."""
 
+from rqtoolkit.quantizers.base import Quantizer
+from rqtoolkit.quantizers.loading import load_quantizer
 from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput, SoftCodes
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 
-__all__ = ["CodeStats", "QuantizerOutput", "ResidualQuantizer", "SoftCodes"]
+__all__ = [
+    "CodeStats",
+    "Quantizer",
+    "QuantizerOutput",
+    "ResidualQuantizer",
+    "SoftCodes",
+    "load_quantizer",
+]

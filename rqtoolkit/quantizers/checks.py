@@ -27,7 +27,12 @@ _LARGEST = 1e15  # squares of larger values, summed, leave the range of float32
 
 
 def level_sizes(
-    dim: int, depth: int, codebook_size: int | Sequence[int], *, shared_codebook: bool
+    where: str,
+    dim: int,
+    depth: int,
+    codebook_size: int | Sequence[int],
+    *,
+    shared_codebook: bool = False,
 ) -> tuple[int, ...]:
     """Return the codebook size of each level.
 
@@ -35,7 +40,6 @@ def level_sizes(
         ConfigError: If a number is not a positive integer, the sizes are not one per level, or a
             shared codebook is asked to have several sizes.
     """
-    where = "ResidualQuantizer"
     check_count(where, "dim", dim)
     sizes = check_sizes(where, codebook_size, check_count(where, "depth", depth))
     if shared_codebook and len(set(sizes)) > 1:
@@ -83,7 +87,7 @@ def temperature(where: str, tau: float, tables: Sequence[Tensor], *, relative: b
     """Return tau in the units of a squared distance.
 
     Args:
-        where: Method, for the message.
+        where: Class and method, for the message.
         tau: Temperature.
         tables: Codewords of each level, (K_d, dim).
         relative: Whether tau is in units of their mean squared norm.
@@ -92,7 +96,7 @@ def temperature(where: str, tau: float, tables: Sequence[Tensor], *, relative: b
         ConfigError: If tau is not above 0.
     """
     if not tau > 0:
-        raise ConfigError(f"ResidualQuantizer.{where}: tau={tau} has to be above 0.")
+        raise ConfigError(f"{where}: tau={tau} has to be above 0.")
     if not relative:
         return tau
     norm = float(torch.cat(list(tables)).square().sum(dim=1).mean())
@@ -111,8 +115,7 @@ def channels_last(x: Tensor, where: str, dim: int, *, channels_first: bool) -> T
     if x.ndim < 1 + channels_first or x.shape[axis] != dim:
         layout = "(B, dim, ...)" if channels_first else "(..., dim)"
         raise ShapeError(
-            f"ResidualQuantizer.{where}: x has to have shape {layout} with dim={dim}; "
-            f"got shape {tuple(x.shape)}."
+            f"{where}: x has to have shape {layout} with dim={dim}; got shape {tuple(x.shape)}."
         )
     return x.movedim(axis, -1)
 
@@ -125,13 +128,10 @@ def check_vectors(x: object, where: str) -> None:
     """
     if not isinstance(x, Tensor):
         raise DataError(
-            f"ResidualQuantizer.{where}: x has to be a torch tensor; got {type(x).__name__}. "
-            "Pass torch.as_tensor(x)."
+            f"{where}: x has to be a torch tensor; got {type(x).__name__}. Pass torch.as_tensor(x)."
         )
     if not x.is_floating_point():
-        raise DataError(
-            f"ResidualQuantizer.{where}: x has to be floating point; got {x.dtype}. Pass x.float()."
-        )
+        raise DataError(f"{where}: x has to be floating point; got {x.dtype}. Pass x.float().")
 
 
 def check_finite(x: Tensor, where: str, rows: Tensor | None = None) -> None:
@@ -139,7 +139,7 @@ def check_finite(x: Tensor, where: str, rows: Tensor | None = None) -> None:
 
     Args:
         x: Vectors.
-        where: Method, for the message.
+        where: Class and method, for the message.
         rows: What row of the user's data each is, where they were drawn from it.
 
     Raises:
@@ -150,7 +150,7 @@ def check_finite(x: Tensor, where: str, rows: Tensor | None = None) -> None:
         first = int(bad.int().argmax())
         row = first if rows is None else int(rows[first])
         raise DataError(
-            f"ResidualQuantizer.{where}: vectors have to be finite and within ±{_LARGEST:g}; got "
+            f"{where}: vectors have to be finite and within ±{_LARGEST:g}; got "
             f"NaN, infinity or more in {int(bad.sum())} of {len(x)} rows, first in row {row}. "
             "Remove, mend or scale them."
         )
@@ -165,32 +165,34 @@ def check_codes(codes: Tensor, codebook_sizes: Sequence[int], where: str) -> Ten
     """
     if not isinstance(codes, Tensor):
         raise DataError(
-            f"ResidualQuantizer.{where}: codes have to be a torch tensor of integers; "
+            f"{where}: codes have to be a torch tensor of integers; "
             f"got {type(codes).__name__}. Pass torch.as_tensor(codes)."
         )
     depth = len(codebook_sizes)
     given = codes.shape[-1] if codes.ndim else 0
     if not 1 <= given <= depth:
         raise ShapeError(
-            f"ResidualQuantizer.{where}: codes has depth {given} but the quantizer has depth "
+            f"{where}: codes has depth {given} but the quantizer has depth "
             f"{depth}; got shape {tuple(codes.shape)}. Pass codes[..., :{depth}], or load the "
             "matching file."
         )
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise DataError(f"ResidualQuantizer.{where}: codes have to be integers; got {codes.dtype}.")
+        raise DataError(f"{where}: codes have to be integers; got {codes.dtype}.")
     flat = codes.reshape(-1, given).long()
     if not torch.compiler.is_compiling():
         sizes = torch.tensor(codebook_sizes[:given], device=flat.device)
         if bool(((flat < 0) | (flat >= sizes)).any()):
             raise DataError(
-                f"ResidualQuantizer.{where}: codes have to be in [0, codebook_size) with "
+                f"{where}: codes have to be in [0, codebook_size) with "
                 f"codebook_sizes={tuple(codebook_sizes)}; got codes from {int(flat.min())} to "
                 f"{int(flat.max())}. Load the quantizer that made them."
             )
     return flat
 
 
-def training_rows(X: NDArray | Tensor, dim: int, min_rows: int, max_rows: int, seed: int) -> Tensor:
+def training_rows(
+    where: str, X: NDArray | Tensor, dim: int, *, min_rows: int, max_rows: int, seed: int
+) -> Tensor:
     """Return at most max_rows rows of X, drawn at random, as finite float32.
 
     Raises:
@@ -199,20 +201,18 @@ def training_rows(X: NDArray | Tensor, dim: int, min_rows: int, max_rows: int, s
     """
     if not isinstance(X, Tensor | np.ndarray):
         raise DataError(
-            f"ResidualQuantizer.fit: X has to be a numpy array or torch tensor; "
+            f"{where}: X has to be a numpy array or torch tensor; "
             f"got {type(X).__name__}. Pass np.asarray(X)."
         )
     if X.ndim != 2 or X.shape[1] != dim:
-        raise ShapeError(
-            f"ResidualQuantizer.fit: X has to have shape (N, {dim}); got {tuple(X.shape)}."
-        )
+        raise ShapeError(f"{where}: X has to have shape (N, {dim}); got {tuple(X.shape)}.")
     numeric = X.dtype.kind in "fiu" if isinstance(X, np.ndarray) else not X.is_complex()
     if not numeric:
-        raise DataError(f"ResidualQuantizer.fit: X has to be numeric; got dtype {X.dtype}.")
+        raise DataError(f"{where}: X has to be numeric; got dtype {X.dtype}.")
     count = min(len(X), max_rows)
     if count < min_rows:
         raise DataError(
-            f"ResidualQuantizer.fit: codebook_size={min_rows} needs at least as many vectors; "
+            f"{where}: codebook_size={min_rows} needs at least as many vectors; "
             f"got {count}. Give more vectors or a smaller codebook_size."
         )
     rows = None
@@ -223,5 +223,5 @@ def training_rows(X: NDArray | Tensor, dim: int, min_rows: int, max_rows: int, s
     if isinstance(X, np.ndarray):
         with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
             X = torch.from_numpy(np.require(X, np.float32, ["C", "W"]))
-    check_finite(X, "fit", rows)
+    check_finite(X, where, rows)
     return X.float()

@@ -1,14 +1,14 @@
 """The residual quantizer as a torch module: trained online in a network, or offline on a matrix."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.arguments import check_count
@@ -21,8 +21,9 @@ from rqtoolkit.functional.assign import (
 from rqtoolkit.functional.gradient import straight_through
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.functional.soft_targets import SoftTargets, soft_targets
-from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, write_artifact
+from rqtoolkit.io.artifact import check_tensors
 from rqtoolkit.quantizers import checks
+from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.codebook import CodebookTables
 from rqtoolkit.quantizers.fitting import kmeans_tables, refine_tables
 from rqtoolkit.quantizers.levels import quantize_levels
@@ -34,7 +35,7 @@ _ARTIFACT_TENSORS = ("tables", "counts", "initialized")
 _FIT_ROWS_PER_CODE = 1024
 
 
-class ResidualQuantizer(nn.Module):
+class ResidualQuantizer(Quantizer):
     """Quantize vectors as a sum of `depth` codewords, each for what the ones before leave over.
 
     In training mode, `forward` starts the codebooks by k-means++ on the first vectors it sees,
@@ -71,6 +72,19 @@ class ResidualQuantizer(nn.Module):
         appendix A.1). https://arxiv.org/abs/1711.00937
     """
 
+    arguments = (
+        "dim",
+        "depth",
+        "codebook_size",
+        "shared_codebook",
+        "update",
+        "decay",
+        "restart_threshold",
+        "kmeans_init",
+        "channels_first",
+        "beam",
+    )
+
     def __init__(
         self,
         dim: int,
@@ -86,7 +100,9 @@ class ResidualQuantizer(nn.Module):
         beam: int = 1,
     ) -> None:
         super().__init__()
-        sizes = checks.level_sizes(dim, depth, codebook_size, shared_codebook=shared_codebook)
+        sizes = checks.level_sizes(
+            "ResidualQuantizer", dim, depth, codebook_size, shared_codebook=shared_codebook
+        )
         checks.check_settings(update, decay=decay, restart_threshold=restart_threshold, beam=beam)
         self.dim, self.depth = dim, depth
         self.codebook_size = list(sizes) if isinstance(codebook_size, Sequence) else sizes[0]
@@ -96,7 +112,6 @@ class ResidualQuantizer(nn.Module):
         self.kmeans_init = kmeans_init
         self.channels_first = channels_first
         self.beam = beam
-        self.frozen = False
         self.state = CodebookTables(
             sizes[:1] if shared_codebook else sizes,
             dim,
@@ -172,34 +187,17 @@ class ResidualQuantizer(nn.Module):
             DataError: If x has NaN or infinite values.
             ConfigError: If beam or depth is out of range.
         """
-        where = "ResidualQuantizer.encode"
+        where = self._name("encode")
         beam = check_count(where, "beam", self.beam if beam is None else beam)
         depth = check_count(where, "depth", self.depth if depth is None else depth)
         if depth > self.depth:
             raise ConfigError(f"{where}: depth={depth} exceeds the quantizer's {self.depth}.")
         flat, shape = self._flatten(x, "encode")
         if not torch.compiler.is_compiling():
-            checks.check_finite(flat, "encode")
+            checks.check_finite(flat, where)
         with torch.autocast(x.device.type, enabled=False):
             codes = beam_codes(flat, self.state.levels(depth), beam, max_bytes=max_bytes)
         return codes.reshape(*shape, depth)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Sum the codewords that codes name; any prefix of the levels decodes.
-
-        Args:
-            codes: Shape (..., d), integers, d between 1 and depth.
-
-        Returns:
-            Vectors, shape (..., dim), or (B, dim, ...) with channels_first, float32.
-
-        Raises:
-            ShapeError: If d exceeds the quantizer's depth.
-            DataError: If a code is no integer or out of range.
-        """
-        flat = checks.check_codes(codes, self.codebook_sizes, "decode")
-        vectors = sum_codewords(flat, self._levels(flat.shape[1]))
-        return self._restore(vectors, codes.shape[:-1])
 
     def partial_sums(self, codes: Tensor) -> Tensor:
         """Sums of the first 1, 2, … d codewords; arguments and errors as in `decode`.
@@ -207,7 +205,7 @@ class ResidualQuantizer(nn.Module):
         Returns:
             Vectors, channels last: shape (..., d, dim), float32.
         """
-        flat = checks.check_codes(codes, self.codebook_sizes, "partial_sums")
+        flat = checks.check_codes(codes, self.codebook_sizes, self._name("partial_sums"))
         tables = self._levels(flat.shape[1])
         codewords = [table[flat[:, level]] for level, table in enumerate(tables)]
         return torch.stack(codewords, dim=1).cumsum(dim=1).reshape(*codes.shape, self.dim)
@@ -276,7 +274,7 @@ class ResidualQuantizer(nn.Module):
         """
         flat, shape = self._flatten(x, "soft_targets")
         tables = self._levels(self.depth)
-        tau = checks.temperature("soft_targets", tau, tables, relative=relative)
+        tau = checks.temperature(self._name("soft_targets"), tau, tables, relative=relative)
         codes, soft = soft_targets(
             flat, tables, tau, stochastic=stochastic, generator=generator, max_bytes=max_bytes
         )
@@ -323,7 +321,14 @@ class ResidualQuantizer(nn.Module):
         )
         if max_rows is None:
             max_rows = _FIT_ROWS_PER_CODE * max(self.codebook_sizes)
-        x = checks.training_rows(X, self.dim, max(self.codebook_sizes), max_rows, seed)
+        x = checks.training_rows(
+            self._name("fit"),
+            X,
+            self.dim,
+            min_rows=max(self.codebook_sizes),
+            max_rows=max_rows,
+            seed=seed,
+        )
         x = x.to(self.state.tables.device)
         self.beam = beam
         sizes = self.state.codebook_sizes
@@ -336,63 +341,16 @@ class ResidualQuantizer(nn.Module):
         self.state.set_tables(tables, vectors=len(x) * (self.depth if self.shared_codebook else 1))
         return self
 
-    def freeze(self) -> "ResidualQuantizer":
-        """Stop every table, statistic and restart, in training mode too; return the quantizer.
+    def _sum(self, codes: Tensor) -> Tensor:
+        return sum_codewords(codes, self._levels(codes.shape[1]))
 
-        `fit` is refused from then on. Not part of what `save` and `state_dict` keep.
-        """
-        self.frozen = True
-        self.requires_grad_(False)
-        return self
+    def _stored(self) -> dict[str, Tensor]:
+        return {name: getattr(self.state, name) for name in _ARTIFACT_TENSORS}
 
-    def save(self, path: str | Path) -> None:
-        """Write tables and constructor arguments as one safetensors file, atomically.
-
-        Args:
-            path: File to write.
-        """
-        tensors = {name: getattr(self.state, name) for name in _ARTIFACT_TENSORS}
-        write_artifact(
-            path, class_name="ResidualQuantizer", arguments=self._arguments(), tensors=tensors
-        )
-
-    @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Read a quantizer that `save` wrote, in eval mode.
-
-        Args:
-            path: File to read.
-            device: Where the tables go.
-
-        Raises:
-            ArtifactError: If the file is missing, damaged, foreign or of an unknown version.
-        """
-        arguments, tensors = read_artifact(path, class_name="ResidualQuantizer", device=device)
-        with constructing(path):
-            quantizer = cls(**arguments).to(device)
-        expected = {name: getattr(quantizer.state, name) for name in _ARTIFACT_TENSORS}
-        check_tensors(path, expected, tensors)
-        quantizer.state.load_state_dict({**quantizer.state.state_dict(), **tensors})
-        return quantizer.eval()
-
-    def extra_repr(self) -> str:
-        """Describe the quantizer in `print(module)`."""
-        return ", ".join(f"{name}={value!r}" for name, value in self._arguments().items())
-
-    def _arguments(self) -> dict[str, object]:
-        names = ("dim", "depth", "codebook_size", "shared_codebook", "update", "decay")
-        more = ("restart_threshold", "kmeans_init", "channels_first", "beam")
-        return {name: getattr(self, name) for name in names + more}
+    def _adopt(self, path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+        check_tensors(path, self._stored(), tensors)
+        self.state.load_state_dict({**self.state.state_dict(), **tensors})
 
     def _levels(self, depth: int) -> list[Tensor]:
         """Return the tables of the first levels, without gradients."""
         return level_tables(self.codebooks, self.state.codebook_sizes, depth)
-
-    def _flatten(self, x: Tensor, where: str) -> tuple[Tensor, torch.Size]:
-        """Return x as (N, dim) float32, and the shape of its other axes."""
-        last = checks.channels_last(x, where, self.dim, channels_first=self.channels_first)
-        return last.reshape(-1, self.dim).float(), last.shape[:-1]
-
-    def _restore(self, flat: Tensor, shape: Sequence[int]) -> Tensor:
-        vectors = flat.reshape(*shape, self.dim)
-        return vectors.movedim(-1, 1) if self.channels_first else vectors

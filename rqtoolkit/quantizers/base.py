@@ -1,0 +1,132 @@
+"""What all quantizers do alike: shapes in and out, decoding, freezing, one file each."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from rqtoolkit.io.artifact import constructing, read_artifact, write_artifact
+from rqtoolkit.quantizers import checks
+
+__all__ = ["Quantizer"]
+
+
+class Quantizer(nn.Module, ABC):
+    """Vectors to stacks of codes and back.
+
+    A kind of quantizer names its constructor's arguments, all of them attributes, and says what a
+    file keeps beside them.
+
+    Attributes:
+        dim: Vector size.
+        depth: Codes a vector.
+        codebook_sizes: Entries of each level, length depth.
+        channels_first: Whether vectors are (B, dim, ...) in place of (..., dim).
+        beam: Prefixes that `encode` keeps unless told otherwise.
+        frozen: Whether `freeze` was called.
+    """
+
+    arguments: ClassVar[tuple[str, ...]]
+
+    dim: int
+    depth: int
+    codebook_sizes: tuple[int, ...]
+    channels_first: bool = False
+    beam: int = 1
+    frozen: bool = False
+
+    @abstractmethod
+    def _sum(self, codes: Tensor) -> Tensor:
+        """Return what codes (N, d) of the first d levels stand for, shape (N, dim), float32."""
+
+    @abstractmethod
+    def _stored(self) -> dict[str, Tensor]:
+        """Return the tensors of a file, by name."""
+
+    @abstractmethod
+    def _adopt(self, path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the tensors of a file, or refuse what does not fit the arguments.
+
+        Raises:
+            ArtifactError: If a tensor is missing, left over or misshaped.
+        """
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the vectors that codes stand for; any prefix of the levels decodes.
+
+        Args:
+            codes: Shape (..., d), integers, d between 1 and depth.
+
+        Returns:
+            Vectors, shape (..., dim), or (B, dim, ...) with channels_first, float32.
+
+        Raises:
+            ShapeError: If d exceeds the quantizer's depth.
+            DataError: If a code is no integer or out of range.
+        """
+        flat = checks.check_codes(codes, self.codebook_sizes, self._name("decode"))
+        return self._restore(self._sum(flat), codes.shape[:-1])
+
+    def freeze(self) -> Self:
+        """Stop every table, statistic and restart, in training mode too; return the quantizer.
+
+        `fit` is refused from then on. Not part of what `save` and `state_dict` keep.
+        """
+        self.frozen = True
+        self.requires_grad_(False)
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write tensors and constructor arguments as one safetensors file, atomically.
+
+        Args:
+            path: File to write.
+        """
+        write_artifact(
+            path,
+            class_name=type(self).__name__,
+            arguments=self._settings(),
+            tensors=self._stored(),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
+        """Read a quantizer that `save` wrote, in eval mode.
+
+        Args:
+            path: File to read.
+            device: Where the tensors go.
+
+        Raises:
+            ArtifactError: If the file is missing, damaged, foreign, of an unknown version, or
+                holds another kind of quantizer.
+        """
+        arguments, tensors = read_artifact(path, class_name=cls.__name__, device=device)
+        with constructing(path), torch.random.fork_rng(devices=[]):
+            quantizer = cls(**arguments).to(device)
+        quantizer._adopt(path, tensors)
+        return quantizer.eval()
+
+    def extra_repr(self) -> str:
+        """Describe the quantizer in `print(module)`."""
+        return ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
+
+    def _settings(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in self.arguments}
+
+    def _name(self, method: str) -> str:
+        """Return class and method, for messages."""
+        return f"{type(self).__name__}.{method}"
+
+    def _flatten(self, x: Tensor, method: str) -> tuple[Tensor, torch.Size]:
+        """Return x as (N, dim) float32, and the shape of its other axes."""
+        where = self._name(method)
+        last = checks.channels_last(x, where, self.dim, channels_first=self.channels_first)
+        return last.reshape(-1, self.dim).float(), last.shape[:-1]
+
+    def _restore(self, flat: Tensor, shape: Sequence[int]) -> Tensor:
+        vectors = flat.reshape(*shape, self.dim)
+        return vectors.movedim(-1, 1) if self.channels_first else vectors

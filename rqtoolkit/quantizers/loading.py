@@ -1,0 +1,34 @@
+"""Read a quantizer of whatever kind from its file."""
+
+from pathlib import Path
+
+import torch
+
+from rqtoolkit.errors import ArtifactError
+from rqtoolkit.io.artifact import artifact_class
+from rqtoolkit.quantizers.base import Quantizer
+from rqtoolkit.quantizers.residual import ResidualQuantizer
+
+__all__ = ["load_quantizer"]
+
+_KINDS: dict[str, type[Quantizer]] = {kind.__name__: kind for kind in (ResidualQuantizer,)}
+
+
+def load_quantizer(path: str | Path, device: str | torch.device = "cpu") -> Quantizer:
+    """Read a quantizer that `save` wrote, of the kind its header names, in eval mode.
+
+    Args:
+        path: File to read.
+        device: Where the tensors go.
+
+    Raises:
+        ArtifactError: If the file is missing, damaged, foreign, of an unknown version, or holds
+            no quantizer.
+    """
+    kind = artifact_class(path)
+    if kind not in _KINDS:
+        raise ArtifactError(
+            f"load_quantizer: {path} holds no quantizer; got class={kind!r}, known are "
+            f"{', '.join(_KINDS)}. Name a file written by `rqtool quantize fit`."
+        )
+    return _KINDS[kind].load(path, device=device)
