@@ -13,7 +13,7 @@ from PIL import Image
 from imagegen.images import ImageSet
 from imagegen.pictures import save_grid
 from imagegen.sample import Samples
-from imagegen.user_images import list_images, read_npz_images, read_pixels
+from imagegen.user_images import open_user_images, read_whole_images
 from rqtoolkit.errors import ConfigError, DataError
 from rqtoolkit.io.atomic import atomic_folder
 
@@ -110,22 +110,12 @@ def read_samples(
     """
     source = path / "samples.npz" if (path / "samples.npz").is_file() else path
     labels = None
-    if source.suffix == ".npz":
-        images = read_npz_images(source)
+    images = read_whole_images(open_user_images(source))
+    if source.suffix.lower() == ".npz":
         with np.load(source, allow_pickle=False) as file:
             labels = file["arr_1"] if "arr_1" in file.files else None
-    else:
-        files = list_images(source)
-        pictures = [read_pixels(file) for file in files]
-        odd = [f for f, p in zip(files, pictures, strict=True) if p.shape != pictures[0].shape]
-        if odd:
-            raise DataError(
-                f"samples: {path} must hold images of one size; got {odd[0].name}. Leave the "
-                f"others out."
-            )
-        images = np.stack(pictures)
-        if (path / "labels.npy").is_file():
-            labels = np.load(path / "labels.npy", allow_pickle=False)
+    elif (path / "labels.npy").is_file():
+        labels = np.load(path / "labels.npy", allow_pickle=False)
     if images.shape[1:3] != (resolution, resolution):
         raise DataError(
             f"samples: images of {path} must be {resolution}x{resolution} as the run's; got "

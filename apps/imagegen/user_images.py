@@ -1,25 +1,27 @@
-"""Images that a command is given: to reconstruct, to complete, or to score."""
+"""Images that a command is given: to reconstruct, to complete, to compress, or to score."""
 
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from imagegen.data import read_images
-from imagegen.data.decoding import choose_square, decode_image, fit_pixels, set_channels
+from imagegen.data.arrays import join_files, reading_npz
+from imagegen.data.folders import EXTENSIONS, Files
+from imagegen.data.stored import Arrays, Records, StoredImages, read_pixels
+from imagegen.data.strings import Strings
 from imagegen.images import UnreadableImageError
 from rqtoolkit.errors import ArtifactError, DataError
 from rqtoolkit.functional.progress import Progress, report
 
-__all__ = ["list_images", "read_npz_images", "read_pixels", "read_user_images"]
+__all__ = ["list_images", "open_user_images", "read_user_images", "read_whole_images"]
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 WRITTEN = ("codes.npy", "sampling.json", "errors.json")  # beside a grid.png of ours
-ARRAYS = ("arr_0", "x_test", "images")
+PIXELS = ("arr_0", "x_test", "images")  # of an archive, the first that is there
+JOINED = ("jpeg_test", "offsets_test")
 
 
 def read_user_images(
@@ -30,11 +32,10 @@ def read_user_images(
     fit: str = "resize",
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Read images of any size and bring each to one square size.
+    """Read images of any size and bring each to one square size, as training does.
 
     Args:
-        sources: Image files; folders, read with all that is in them, whatever their subfolders are
-            called; and .npz archives, as `imagegen.data.read_images` takes them.
+        sources: Files, folders and archives, each as `open_user_images` takes it.
         resolution: Height and width to reach.
         channels: 1 or 3; colour becomes grey by luma, grey three equal channels.
         fit: "resize" cuts out the central square and resizes it (bicubic, averaging); "pad" puts
@@ -48,26 +49,65 @@ def read_user_images(
         ArtifactError: If a source is missing or cannot be read; it is named.
         DataError: If there are no images, or one is too large to pad.
     """
-    sets = [
-        read_images(source, resolution=resolution, fit=fit, progress=progress).images
-        if source.is_file() and source.suffix.lower() == ".npz"
-        else _read_files(list_images(source), resolution, fit, progress)
-        for source in sources
-    ]
-    return np.stack([set_channels(image, channels) for images in sets for image in images])
+    found = []
+    for source in sources:
+        records = open_user_images(source)
+        images = StoredImages(records, np.arange(len(records)), resolution, channels, fit=fit)
+        for row in range(len(images)):
+            with _unreadable_named():
+                found.append(images.read(row))
+            report(progress, "reading images", row + 1, len(images))
+    return np.stack(found)
 
 
-def _read_files(
-    files: Sequence[Path], resolution: int, fit: str, progress: Progress | None
-) -> Iterator[np.ndarray]:
-    """Yield the images of files, each with its own channels."""
-    for done, file in enumerate(files, start=1):
-        pixels = read_pixels(file)
-        square = choose_square(
-            *pixels.shape[:2], crop="center", resolution=resolution, generator=None
-        )
-        yield fit_pixels(pixels, resolution, fit=fit, square=square, name=str(file))
-        report(progress, "reading images", done, len(files))
+def read_whole_images(records: Records) -> np.ndarray:
+    """Return images as they are, shape (N, H, W, 1 or 3), uint8; mapped ones stay mapped.
+
+    Raises:
+        ArtifactError: If one cannot be read; it is named.
+        DataError: If they differ in size or channels.
+    """
+    if isinstance(records, Arrays):
+        return records.images
+    found: list[np.ndarray] = []
+    for row in range(len(records)):
+        with _unreadable_named():
+            found.append(read_pixels(records, row))
+        if found[row].shape != found[0].shape:
+            raise DataError(
+                f"images: {records.name(row)} must be of one size with those before it; got "
+                f"{found[row].shape} after {found[0].shape}. Leave the others out."
+            )
+    return np.stack(found)
+
+
+@contextmanager
+def _unreadable_named() -> Iterator[None]:
+    try:
+        yield
+    except UnreadableImageError as error:
+        raise ArtifactError(
+            f"images: {error} cannot be read as an image. Mend or leave it out."
+        ) from None
+
+
+def open_user_images(source: Path) -> Records:
+    """Open the images that a path names, each of its own size.
+
+    Args:
+        source: An image file; a folder, as `list_images` reads it; or an .npz archive with pixels
+            in `arr_0`, `x_test` or `images`, uint8 (N, H, W) or (N, H, W, 1 or 3), or with image
+            files in `jpeg_test` and `offsets_test`, as `imagegen.data.arrays.open_npz` describes.
+            Pixels of an archive that is not compressed are mapped and read when they are looked
+            at: samples may be larger than the memory.
+
+    Raises:
+        ArtifactError: If it is missing, or an archive is damaged or needs pickles.
+        DataError: If it holds no images, or arrays are not as above.
+    """
+    if source.is_file() and source.suffix.lower() == ".npz":
+        return _open_archive(source)
+    return Files("", Strings.pack(map(str, list_images(source))))
 
 
 def list_images(source: Path) -> list[Path]:
@@ -100,50 +140,21 @@ def list_images(source: Path) -> list[Path]:
     return files
 
 
-def read_pixels(path: Path) -> np.ndarray:
-    """Read one image file as it is, shape (H, W, 1 or 3), uint8.
-
-    Raises:
-        ArtifactError: If it is missing or no image.
-    """
-    try:
-        return decode_image(path.read_bytes(), str(path))
-    except UnreadableImageError as error:
-        raise ArtifactError(
-            f"images: {error} cannot be read as an image. Mend or leave it out."
-        ) from None
-    except OSError as error:
-        raise ArtifactError(
-            f"images: {path} cannot be read; got {error.strerror or error}. Check the path."
-        ) from None
-
-
-def read_npz_images(path: Path) -> np.ndarray:
-    """Read the images of an .npz archive, shape (N, H, W, C), uint8.
-
-    Of an archive that is not compressed they are mapped and read when they are looked at: samples
-    may be larger than the memory.
-
-    Raises:
-        ArtifactError: If the file is missing, damaged, or needs pickles.
-        DataError: If it has no array of images.
-    """
-    try:
-        with path.open("rb") as stream:  # np.load leaves its own file open where it fails
-            file = np.load(stream, allow_pickle=False)
-            name = next((name for name in ARRAYS if name in file.files), None)
-            names = ", ".join(file.files)
-            images = None if name is None else _map_array(path, name)
-            if images is None and name is not None:
-                images = file[name]
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ArtifactError(
-            f"images: {path} cannot be read as an .npz archive without pickles; got "
-            f"{type(error).__name__}: {error}. Write it with np.savez(path, arr_0=images)."
-        ) from None
+def _open_archive(path: Path) -> Records:
+    advice = "Write it with np.savez(path, arr_0=images)"
+    with reading_npz(path, where="images", advice=advice) as file:
+        names = ", ".join(file.files)
+        name = next((name for name in PIXELS if name in file.files), None)
+        joined = {part: file[part] for part in JOINED if name is None and part in file.files}
+        images = None if name is None else _map_array(path, name)
+        if images is None and name is not None:
+            images = file[name]
+    if len(joined) == len(JOINED):
+        return join_files(path, joined, "test")
     if images is None:
         raise DataError(
-            f"images: {path} has none of the arrays {', '.join(ARRAYS)}; got {names}. Rename one."
+            f"images: {path} has none of the arrays {', '.join(PIXELS)}, nor {' and '.join(JOINED)}"
+            f"; got {names or 'nothing'}. Rename one."
         )
     images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
@@ -151,7 +162,9 @@ def read_npz_images(path: Path) -> np.ndarray:
             f"images: {name} of {path} must be uint8 (N, H, W) or (N, H, W, 1 or 3); got "
             f"{images.dtype} {images.shape}. Save pixel values 0 to 255 as uint8."
         )
-    return images
+    if not images.size:
+        raise DataError(f"images: {name} of {path} is empty; got {images.shape}. Save some images.")
+    return Arrays(images, f"{path}:{name}")
 
 
 def _map_array(path: Path, name: str) -> np.ndarray | None:

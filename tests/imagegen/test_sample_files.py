@@ -9,7 +9,7 @@ from PIL import Image
 
 from imagegen.sample import Samples
 from imagegen.sample_files import read_samples, write_samples
-from imagegen.user_images import list_images, read_npz_images, read_user_images
+from imagegen.user_images import list_images, open_user_images, read_user_images
 from rqtoolkit.errors import ArtifactError, ConfigError, DataError
 
 NAMES = ("a", "b", "c")
@@ -65,10 +65,69 @@ def test_large_archives_are_mapped_and_compressed_ones_read(tmp_path):
     images = drawn(3).images
     np.savez(tmp_path / "plain.npz", arr_1=np.arange(7), arr_0=images)
     np.savez_compressed(tmp_path / "small.npz", arr_0=images)
-    plain = read_npz_images(tmp_path / "plain.npz")
+    plain, small = (
+        open_user_images(tmp_path / f"{name}.npz").images for name in ("plain", "small")
+    )
     assert isinstance(plain, np.memmap)
     np.testing.assert_array_equal(plain, images)
-    np.testing.assert_array_equal(read_npz_images(tmp_path / "small.npz"), images)
+    np.testing.assert_array_equal(small, images)
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def join(path, *files):
+    offsets = np.cumsum([0, *map(len, files)])
+    buffer = np.frombuffer(b"".join(files), np.uint8)
+    np.savez(path, jpeg_test=buffer, offsets_test=offsets, jpeg_train=buffer[:0])
+    return path
+
+
+@pytest.mark.parametrize("name", ["arr_0", "x_test", "images"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_users_archives_of_pixels(tmp_path, name, channels):
+    images = drawn(channels).images
+    np.savez(tmp_path / "a.npz", **{name: images.squeeze()}, x_train=np.zeros(1))
+    found = read_user_images([tmp_path / "a.npz"], resolution=8, channels=channels)
+    np.testing.assert_array_equal(found, images)
+    smaller = read_user_images([tmp_path / "a.npz"], resolution=4, channels=channels)
+    np.testing.assert_allclose(smaller.mean(), images.mean(), atol=2)
+
+
+def test_users_archives_of_joined_files_are_as_the_files_in_a_folder(tmp_path):
+    generator = np.random.default_rng(1)
+    files = [png(generator.integers(0, 256, (h, w, 3), np.uint8)) for h, w in ((9, 7), (8, 20))]
+    (tmp_path / "folder").mkdir()
+    for number, file in enumerate(files):
+        (tmp_path / "folder" / f"{number}.png").write_bytes(file)
+    told = []
+    sources = [join(tmp_path / "joined.npz", *files), tmp_path / "folder"]
+    found = read_user_images(sources, resolution=8, channels=3, progress=lambda *x: told.append(x))
+    assert found.shape == (4, 8, 8, 3)
+    np.testing.assert_array_equal(found[:2], found[2:])
+    assert told == [("reading images", done, 2) for done in (1, 2, 1, 2)]
+
+
+def test_users_archives_that_cannot_be_read_are_refused(tmp_path):
+    broken = join(tmp_path / "broken.npz", png(np.zeros((8, 8), np.uint8)), b"no picture")
+    with pytest.raises(ArtifactError, match=r"broken\.npz:jpeg_test\[1\] .*Mend or leave it out"):
+        read_user_images([broken], resolution=8, channels=1)
+    np.savez(tmp_path / "odd.npz", jpeg_test=np.zeros(3, np.uint8), offsets_test=np.array([0, 5]))
+    with pytest.raises(DataError, match="must rise from 0 to the length"):
+        read_user_images([tmp_path / "odd.npz"], resolution=8, channels=1)
+    np.savez(tmp_path / "half.npz", jpeg_test=np.zeros(3, np.uint8))
+    with pytest.raises(DataError, match="nor jpeg_test and offsets_test; got jpeg_test"):
+        read_user_images([tmp_path / "half.npz"], resolution=8, channels=1)
+    np.savez(tmp_path / "none.npz", images=np.zeros((0, 8, 8), np.uint8))
+    with pytest.raises(DataError, match="is empty"):
+        read_user_images([tmp_path / "none.npz"], resolution=8, channels=1)
+    np.save(tmp_path / "array.npy", np.zeros((1, 8, 8), np.uint8))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    with pytest.raises(ArtifactError, match="a single array"):
+        read_user_images([tmp_path / "array.npz"], resolution=8, channels=1)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +151,7 @@ def test_samples_that_do_not_fit_are_refused(tmp_path, arrays, message):
 def test_folders_of_several_sizes_and_broken_files_are_refused(tmp_path):
     for name, side in (("a.png", 8), ("b.png", 9)):
         Image.fromarray(np.zeros((side, side), np.uint8)).save(tmp_path / name)
-    with pytest.raises(DataError, match=r"one size; got b\.png"):
+    with pytest.raises(DataError, match=r"b\.png must be of one size .*got \(9, 9, 1\)"):
         read(tmp_path)
     (tmp_path / "b.png").write_bytes(b"no picture")
     with pytest.raises(ArtifactError, match=r"b\.png .*cannot be read as an image"):

@@ -1,7 +1,7 @@
 """Image data: the door to every source, and batches whose order a seed fixes."""
 
 from imagegen.data.batches import Batch, Task, Tasks, batch_rows, batches, read_tasks
-from imagegen.data.opening import open_images, read_images
+from imagegen.data.opening import open_images
 from imagegen.images import ImageData, ImageSet, to_float, to_uint8
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "batch_rows",
     "batches",
     "open_images",
-    "read_images",
     "read_tasks",
     "to_float",
     "to_uint8",

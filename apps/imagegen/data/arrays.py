@@ -2,6 +2,8 @@
 
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 from imagegen.data.stored import Arrays, Records, Table, digest_rows
 from rqtoolkit.errors import ArtifactError, DataError, ShapeError
 
-__all__ = ["open_digits", "open_npz"]
+__all__ = ["join_files", "open_digits", "open_npz", "reading_npz"]
 
 
 def open_digits() -> Table:
@@ -51,7 +53,7 @@ def open_npz(path: Path) -> tuple[Table, Table]:
     names = None
     if "y_train" in arrays and "class_names" in arrays:
         names = tuple(str(name) for name in arrays["class_names"])
-    read = _joined_files if kind == "jpeg" else _pixels
+    read = join_files if kind == "jpeg" else _pixels
     train, test = (
         Table(read(path, arrays, part), arrays.get(f"y_{part}"), names)
         for part in ("train", "test")
@@ -67,16 +69,33 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         )
     if not path.is_file():
         raise ArtifactError(f"data: path={path} is not a file. Check the path.")
+    advice = "Write it with np.savez(path, x_train=…, …)"
+    with reading_npz(path, where="data", advice=advice) as file:
+        return {name: file[name] for name in file.files}
+
+
+@contextmanager
+def reading_npz(path: Path, *, where: str, advice: str) -> Iterator[np.lib.npyio.NpzFile]:
+    """Open an .npz archive, whose arrays are to be read within the block.
+
+    Args:
+        path: The archive.
+        where: What messages begin with.
+        advice: What they end with.
+
+    Raises:
+        ArtifactError: If the file is missing, damaged, no archive, or needs pickles.
+    """
     try:
         with path.open("rb") as stream:  # np.load leaves its own file open where it fails
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("a single array (.npy)")
-            return {name: file[name] for name in file.files}
+            yield file
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ArtifactError(
-            f"data: path={path} cannot be read as an .npz archive without pickles; "
-            f"got {type(error).__name__}: {error}. Write it with np.savez(path, x_train=…, …)."
+            f"{where}: {path} cannot be read as an .npz archive without pickles; got "
+            f"{type(error).__name__}: {error}. {advice}."
         ) from None
 
 
@@ -126,7 +145,17 @@ class JoinedFiles:
         return digest_rows(self.read(int(row)) for row in rows)
 
 
-def _joined_files(path: Path, arrays: dict[str, np.ndarray], part: str) -> Records:
+def join_files(path: Path, arrays: Mapping[str, np.ndarray], part: str) -> JoinedFiles:
+    """Return the image files of one part of an archive, laid out as `open_npz` describes.
+
+    Args:
+        path: The archive.
+        arrays: What was read of it, `jpeg_PART` and `offsets_PART` at least.
+        part: "train" or "test".
+
+    Raises:
+        DataError: If the offsets do not divide the bytes into files.
+    """
     buffer, offsets = arrays[f"jpeg_{part}"], arrays[f"offsets_{part}"]
     if (
         buffer.dtype != np.uint8

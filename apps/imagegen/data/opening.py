@@ -10,16 +10,15 @@ import numpy as np
 from imagegen.data.arrays import open_digits, open_npz
 from imagegen.data.classes import number_classes, stratified_rows
 from imagegen.data.databases import open_huggingface, open_lsun
-from imagegen.data.folders import Files, open_ffhq, open_folder, open_imagenet
+from imagegen.data.folders import open_ffhq, open_folder, open_imagenet
 from imagegen.data.lists import open_cc3m, open_list
 from imagegen.data.shards import open_webdataset
 from imagegen.data.stored import Arrays, StoredImages, Table, count_channels
-from imagegen.data.strings import Strings
 from imagegen.images import ImageData, ImageSet
-from rqtoolkit.errors import ArtifactError, ConfigError, DataError
+from rqtoolkit.errors import ConfigError, DataError
 from rqtoolkit.functional.progress import Progress
 
-__all__ = ["MEMORY", "open_images", "read_images"]
+__all__ = ["MEMORY", "open_images"]
 
 SOURCES = (
     "digits",
@@ -137,34 +136,6 @@ def open_images(
             f"fewer."
         )
     return _flipped(sets[0].subset(kept), flip), sets[0].to_memory(chosen, progress=progress)
-
-
-def read_images(
-    path: str | Path, *, resolution: int, fit: str = "resize", progress: Progress | None = None
-) -> ImageSet:
-    """Read all images of a file, a folder, or the test part of an .npz archive.
-
-    Args:
-        path: An image file, a folder as for the source "folder", or an .npz as for "npz".
-        resolution: Height and width to bring them to.
-        fit: "resize" or "pad", as for `open_images`.
-        progress: Called as progress(description, done, total).
-
-    Raises:
-        ArtifactError: If the file or folder is missing, or any image cannot be read.
-        DataError: If there are no images.
-    """
-    path = Path(path)
-    if path.is_dir():
-        table = open_folder(path)
-    elif path.suffix.lower() == ".npz":
-        table = open_npz(path)[1]
-    elif path.is_file():
-        table = Table(Files(str(path.parent), Strings.pack([path.name])))
-    else:
-        raise ArtifactError(f"data: path={path} is no file or folder. Check the path.")
-    [images], _ = _store(number_classes([table]), resolution, fit=fit)
-    return images.to_memory(progress=progress)
 
 
 def _check_arguments(

@@ -14,7 +14,15 @@ from imagegen.data.strings import Strings
 from imagegen.images import ImageSet, UnreadableImageError
 from rqtoolkit.functional.progress import Progress, report
 
-__all__ = ["Arrays", "Records", "StoredImages", "Table", "count_channels", "digest_rows"]
+__all__ = [
+    "Arrays",
+    "Records",
+    "StoredImages",
+    "Table",
+    "count_channels",
+    "digest_rows",
+    "read_pixels",
+]
 
 PROBES = 1000  # images whose header says whether a large set is grey
 
@@ -79,6 +87,20 @@ class Table:
     texts: Strings | None = None
 
 
+def read_pixels(records: Records, row: int) -> np.ndarray:
+    """Read one image as it is, shape (H, W, 1 or 3), uint8.
+
+    Raises:
+        UnreadableImageError: If the file is missing, damaged or no image.
+    """
+    name = records.name(row)
+    try:
+        raw = records.read(row)
+    except OSError as error:
+        raise UnreadableImageError(f"{name} ({error.strerror or error})") from None
+    return raw if isinstance(raw, np.ndarray) else decode_image(raw, name)
+
+
 @dataclass(frozen=True)
 class StoredImages:
     """Images of one size that are decoded when they are read; an `imagegen.images.ImageData`.
@@ -139,17 +161,13 @@ class StoredImages:
             DataError: If it is larger than a set with fit="pad" allows.
         """
         record = int(self.rows[row])
-        name = self.records.name(record)
-        try:
-            raw = self.records.read(record)
-        except OSError as error:
-            raise UnreadableImageError(f"{name} ({error.strerror or error})") from None
-        pixels = raw if isinstance(raw, np.ndarray) else decode_image(raw, name)
+        pixels = read_pixels(self.records, record)
         height, width = pixels.shape[:2]
         square = choose_square(
             height, width, crop=self.crop, resolution=self.side, generator=generator
         )
         pixels = set_channels(pixels, self.channels)
+        name = self.records.name(record)
         image = fit_pixels(pixels, self.side, fit=self.fit, square=square, name=name)
         if self.flip and generator is not None and generator.random() < 0.5:
             return image[:, ::-1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from imagegen.data.arrays import reading_npz
 from imagegen.evaluate.extractors import Extractor
 from imagegen.evaluate.protocol import describe_extractor
 from imagegen.evaluate.statistics import FeatureStatistics, gather_statistics
@@ -109,16 +108,8 @@ def read_suite(
         DataError: If it has neither statistics nor images, or they do not fit the extractor.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as stream:  # np.load leaves its own file open where it fails
-            file = np.load(stream, allow_pickle=False)
-            wanted = ("mu", "sigma", "arr_0")
-            arrays = {name: file[name] for name in wanted if name in file.files}
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ArtifactError(
-            f"reference: {path} cannot be read as an .npz archive; got {type(error).__name__}: "
-            f"{error}. Fetch it again."
-        ) from None
+    with reading_npz(path, where="reference", advice="Fetch it again") as file:
+        arrays = {name: file[name] for name in ("mu", "sigma", "arr_0") if name in file.files}
     images = arrays.get("arr_0")
     if images is None and not {"mu", "sigma"} <= set(arrays):
         raise DataError(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagegen.data import open_images, read_images
+from imagegen.data import open_images
 from imagegen.data.index import cached_index
 from imagegen.data.shards import find_shards
 from imagegen.data.strings import Strings
@@ -264,11 +264,3 @@ def test_strings_are_what_was_packed():
     assert list(packed[1:3]) == ["one", "zwölf"]
     assert packed[-2] == "斑馬"
     assert len(Strings.pack([])) == 0
-
-
-def test_images_of_a_user(tmp_path):
-    write(tmp_path / "one.png", png(7))
-    assert read_images(tmp_path / "one.png", resolution=4).images[0, 0, 0].tolist() == [7, 0, 0]
-    assert len(read_images(tmp_path, resolution=4)) == 1
-    with pytest.raises(ArtifactError, match="is no file or folder"):
-        read_images(tmp_path / "none.png", resolution=4)
