@@ -11,4 +11,6 @@ TINY_MODELS = {
     "transformer.dim": 16,
     "transformer.num_heads": 2,
     "transformer.body_layers": 1,
+    "stage1.warmup_steps": 0,
+    "stage2.warmup_steps": 0,
 }

@@ -14,7 +14,7 @@ from imagegen.runs import resolve_device
 from imagegen.settings import Config, DiscriminatorConfig, StageConfig
 from imagegen.stage1 import build_autoencoder, build_discriminator, check_perceptual
 from imagegen.stage2 import build_transformer
-from imagegen.text import load_tokenizer
+from imagegen.text import Tokenizer
 from rqtoolkit.errors import ConfigError, ShapeError
 
 __all__ = ["check_training"]
@@ -25,6 +25,7 @@ def check_training(
     train: ImageData,
     held_out: ImageSet,
     *,
+    tokenizer: Tokenizer | None = None,
     stages: Collection[int] = (1, 2),
     starting: Collection[int] | None = None,
     processes: int = 1,
@@ -37,6 +38,7 @@ def check_training(
         config: What is to be trained.
         train: Images to learn from.
         held_out: Images to measure on.
+        tokenizer: What turns their texts into tokens, where `config.data.tokenizer` names one.
         stages: Stages that are going to be trained.
         starting: Stages whose models come from `config.init_from`; None for those that are trained.
         processes: Processes that share each batch.
@@ -54,17 +56,16 @@ def check_training(
         )
     check_loggers(config)
     for stage in stages:
-        _check_batch(f"stage{stage}", getattr(config, f"stage{stage}"), processes)
+        name, settings = f"stage{stage}", getattr(config, f"stage{stage}")
+        _check_batch(name, settings, processes)
+        _check_warmup(name, settings)
     if 1 in stages:
         _check_discriminator(config.stage1.discriminator)
-    tokenizer = None
-    if config.data.tokenizer is not None:
-        tokenizer = load_tokenizer(config.data.tokenizer, length=config.transformer.text_length)
-        if train.texts is None or held_out.texts is None:
-            raise ConfigError(
-                f"train: data.tokenizer={config.data.tokenizer} needs images with texts; got none. "
-                f"Set it to null, or name the texts' column."
-            )
+    if tokenizer is not None and (train.texts is None or held_out.texts is None):
+        raise ConfigError(
+            f"train: data.tokenizer={config.data.tokenizer} needs images with texts; got none. "
+            f"Set it to null, or name the texts' column."
+        )
     dropout = config.transformer.label_dropout
     if dropout and train.num_classes is None and tokenizer is None:
         raise ConfigError(
@@ -138,6 +139,15 @@ def _check_batch(name: str, config: StageConfig, processes: int) -> None:
         raise ConfigError(
             f"train: {name}.batch_size={config.batch_size} must divide by {name}.accumulate times "
             f"processes; got {config.accumulate} × {processes}. Choose a multiple of {parts}."
+        )
+
+
+def _check_warmup(name: str, config: StageConfig) -> None:
+    """Refuse a training that would end before it reaches its learning rate."""
+    if config.warmup_steps > config.steps:
+        raise ConfigError(
+            f"train: {name}.warmup_steps={config.warmup_steps} must be at most {name}.steps; got "
+            f"{config.steps}. Lower it, or raise {name}.steps."
         )
 
 

@@ -17,7 +17,7 @@ from imagegen.settings import Config
 from imagegen.split import check_split, write_split
 from imagegen.stage1 import train_stage1
 from imagegen.stage2 import train_stage2
-from imagegen.text import keep_tokenizer
+from imagegen.text import Tokenizer, keep_tokenizer, training_tokenizer
 from rqtoolkit.errors import ArtifactError, ConfigError
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.transformer import RQTransformer
@@ -83,20 +83,27 @@ def train_run(
         ShapeError: If training and held-out images have different channels.
     """
 
-    def prepare() -> tuple[ImageData, ImageSet]:
+    def prepare() -> tuple[ImageData, ImageSet, Tokenizer | None]:
         run = Run.check(path, config, resume=resume, replace=replace)
         adopting = 1 not in stages and not run.autoencoder_path.exists()
         if adopting and not offers(config.init_from, 1):
             run.require(run.autoencoder_path, 1)
+        tokenizer = training_tokenizer(run, anew=replace)
         with enough_memory("reading the images", "Lower data.resolution, or data.held_out."):
             train, held_out = load_run_images(config, shown)
         starting = {1, *stages} if adopting else None
         check_training(
-            config, train, held_out, stages=stages, starting=starting, processes=ranks.size
+            config,
+            train,
+            held_out,
+            tokenizer=tokenizer,
+            stages=stages,
+            starting=starting,
+            processes=ranks.size,
         )
         if not replace:
             check_split(path, train, held_out)
-        return train, held_out
+        return train, held_out, tokenizer
 
     def enter() -> None:
         if ranks.main:
@@ -104,10 +111,10 @@ def train_run(
 
     with join() as ranks, ExitStack() as whole:
         shown = progress if ranks.main else None
-        train, held_out = ranks.together(prepare)
+        train, held_out, tokenizer = ranks.together(prepare)
         ranks.together(enter)
         if ranks.main:
-            keep_tokenizer(Run.create(path, config, resume=resume, replace=replace))
+            keep_tokenizer(Run.create(path, config, resume=resume, replace=replace), tokenizer)
             write_split(path, train, held_out)
             alone = Run(Path(path), config)
             if 1 not in stages and not alone.autoencoder_path.exists():

@@ -27,6 +27,7 @@ __all__ = [
     "load_tokenizer",
     "read_texts",
     "train_tokenizer",
+    "training_tokenizer",
 ]
 
 PAD = "[PAD]"
@@ -207,26 +208,45 @@ def read_texts(path: str | Path) -> Sequence[str]:
     return texts
 
 
-def keep_tokenizer(run: Run) -> None:
-    """Copy the tokenizer that a run's configuration names into its folder, if it names one.
+def training_tokenizer(run: Run, *, anew: bool = False) -> Tokenizer | None:
+    """Load the tokenizer that a run is to be trained with, None where its configuration names none.
 
-    Tokens mean nothing without it, and the file may move.
+    It is the one the run keeps, since the file it was copied from may have moved; where that file
+    is still there, it must not have changed.
+
+    Args:
+        run: The run, whose folder need not be there yet.
+        anew: Leave out of account what an earlier run in the folder keeps.
 
     Raises:
+        ArtifactError: If no file is there, or one is no tokenizer.
         ConfigError: If the run keeps another tokenizer than the file named.
     """
     source, length = run.config.data.tokenizer, run.config.transformer.text_length
-    kept = run.path / "tokenizer.json"
-    if source is None or (kept.exists() and not Path(source).exists()):
-        return
-    named = load_tokenizer(source, length=length)
-    if not kept.exists():
-        named.save(kept)
-    elif named.backend.to_str() != load_tokenizer(kept, length=length).backend.to_str():
-        raise ConfigError(
-            f"tokenizer: data.tokenizer={source} is not the one this run began with; got another "
-            f"content than {kept}. Name that file, or choose another folder."
-        )
+    if source is None:
+        return None
+    kept = _kept_tokenizer(run)
+    if anew or not kept.exists():
+        return load_tokenizer(source, length=length)
+    tokenizer = load_tokenizer(kept, length=length)
+    if Path(source).exists():
+        named = load_tokenizer(source, length=length)
+        if named.backend.to_str() != tokenizer.backend.to_str():
+            raise ConfigError(
+                f"tokenizer: data.tokenizer={source} is not the one this run began with; got "
+                f"another content than {kept}. Name that file, or choose another folder."
+            )
+    return tokenizer
+
+
+def keep_tokenizer(run: Run, tokenizer: Tokenizer | None) -> None:
+    """Write the tokenizer of a run into its folder, where it is not there yet.
+
+    Tokens mean nothing without it, and the file it came from may move.
+    """
+    kept = _kept_tokenizer(run)
+    if tokenizer is not None and not kept.exists():
+        tokenizer.save(kept)
 
 
 def load_run_tokenizer(run: Run) -> Tokenizer:
@@ -236,7 +256,7 @@ def load_run_tokenizer(run: Run) -> Tokenizer:
         ConfigError: If the run has none: it was trained without texts.
         ArtifactError: If its file is missing or damaged.
     """
-    kept, named = run.path / "tokenizer.json", run.config.data.tokenizer
+    kept, named = _kept_tokenizer(run), run.config.data.tokenizer
     if not kept.is_file() and named is None:
         raise ConfigError(
             f"tokenizer: {run.path} was trained without texts; got no data.tokenizer. Train a run "
@@ -244,6 +264,10 @@ def load_run_tokenizer(run: Run) -> Tokenizer:
         )
     path = kept if kept.is_file() else Path(named or "")
     return load_tokenizer(path, length=run.config.transformer.text_length)
+
+
+def _kept_tokenizer(run: Run) -> Path:
+    return run.path / "tokenizer.json"
 
 
 def _import_tokenizers() -> ModuleType:

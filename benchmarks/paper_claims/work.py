@@ -26,7 +26,13 @@ from imagegen.settings import Config
 __all__ = ["configure", "finished", "perform"]
 
 BASE = Path(__file__).with_name("base.yaml")
-QUICK = {"stage1.steps": 20, "stage2.steps": 20, "data.held_out": 100}
+QUICK = {
+    "stage1.steps": 20,
+    "stage1.warmup_steps": 0,
+    "stage2.steps": 20,
+    "stage2.warmup_steps": 0,
+    "data.held_out": 100,
+}
 
 
 def configure(task: Task, seed: int, images: Path, *, quick: bool = False) -> Config:

@@ -14,7 +14,7 @@ SHORT = (
     "autoencoder.latent_channels=8 autoencoder.code_dim=4 quantizer.depth=2 "
     "quantizer.codebook_size=8 transformer.dim=16 transformer.num_heads=2 "
     "transformer.body_layers=1 stage1.steps=3 stage1.batch_size=8 stage2.steps=3 "
-    "stage2.batch_size=8 sampling.batch_size=40"
+    "stage2.batch_size=8 sampling.batch_size=40 stage1.warmup_steps=0 stage2.warmup_steps=0"
 )
 
 

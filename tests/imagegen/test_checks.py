@@ -1,5 +1,6 @@
 """Configurations that cannot train: refused before anything is written."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from imagegen.config import dump_config, load_config
 from imagegen.guards import enough_memory
 from imagegen.jobs import train_run
 from imagegen.runs import exclusive
+from imagegen.text import train_tokenizer
 from rqtoolkit.errors import ArtifactError, ConfigError, ShapeError
 
 
@@ -34,6 +36,8 @@ from rqtoolkit.errors import ArtifactError, ConfigError, ShapeError
             {"stage1.discriminator.penalty": "lecam", "stage1.discriminator.penalty_weight": 1},
             r"penalty=lecam needs a discriminator; got .*\.weight=0",
         ),
+        ({"stage1.warmup_steps": 5}, r"stage1\.warmup_steps=5 must be .* stage1\.steps; got 4\."),
+        ({"stage2.warmup_steps": 5}, r"stage2\.warmup_steps=5 must be .* stage2\.steps; got 4\."),
         ({"stage1.discriminator.augment": ["color"]}, r"augment=\['color'\] needs a discriminator"),
     ],
 )
@@ -131,6 +135,30 @@ def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
         assert partial.read_text() == "being written"
     with exclusive(tmp_path / "run"):  # free again
         pass
+
+
+def test_a_run_goes_on_without_the_file_its_tokenizer_came_from(tmp_path):
+    pytest.importorskip("tokenizers")
+    texts = ["a red bus", "two dogs"]
+    lines = [f"{number}.png\t{texts[number % 2]}" for number in range(20)]
+    (tmp_path / "images.tsv").write_text("\n".join(lines))
+    for number in range(20):
+        noise = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{number}.png")
+    named = tmp_path / "tokenizer.json"
+    train_tokenizer(texts, vocabulary=260, length=6).save(named)
+    data = {"data.source": "list", "data.path": str(tmp_path / "images.tsv"), "stage2.shift": 0}
+    config = load_config("digits", overrides={**TINY, **data, "data.tokenizer": str(named)})
+    run = train_run(config, tmp_path / "run", stages=(1,))
+    before = (run.path / "config.yaml").read_bytes()
+    train_tokenizer(["other words"], vocabulary=265, length=6).save(named)
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=1))
+    with pytest.raises(ConfigError, match="is not the one this run began with"):
+        train_run(moved, run.path, resume=True)
+    assert (run.path / "config.yaml").read_bytes() == before
+    named.unlink()
+    train_run(moved, run.path, resume=True)
+    assert run.transformer_path.exists()
 
 
 def test_a_lock_goes_with_its_process(tmp_path):

@@ -13,7 +13,12 @@ from test_training import contents, interrupt_at, small
 from imagegen.jobs import load_models, train_run
 from rqtoolkit.errors import ArtifactError, ConfigError
 
-STILL = {"stage1.learning_rate": 1e-8, "stage2.learning_rate": 1e-8, "stage1.steps": 1}
+STILL = {
+    "stage1.learning_rate": 1e-8,
+    "stage2.learning_rate": 1e-8,
+    "stage1.steps": 1,
+    "stage1.warmup_steps": 0,
+}
 
 
 @pytest.fixture(scope="module")

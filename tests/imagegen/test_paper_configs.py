@@ -39,6 +39,10 @@ def millions(module):
 
 def test_every_shipped_configuration_is_accounted_for():
     assert set(shipped_configs()) == OURS | set(PUBLISHED)
+    for name in shipped_configs():
+        config = load_config(name)
+        for stage in (config.stage1, config.stage2):
+            assert stage.warmup_steps <= stage.steps
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

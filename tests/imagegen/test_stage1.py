@@ -136,7 +136,7 @@ def test_lpips_that_cannot_be_had_is_refused_before_a_folder_is_made(tmp_path, w
 
 
 def test_a_run_keeps_its_weights_of_lpips(tmp_path, weights):
-    weights = {**weights, "stage1.steps": 1}
+    weights = {**weights, "stage1.steps": 1, "stage1.warmup_steps": 0}
     config = tiny(**weights)
     train_run(config, tmp_path / "run", stages=(1,))
     changed = load_file(weights["stage1.perceptual.heads"])

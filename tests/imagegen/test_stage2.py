@@ -18,7 +18,7 @@ from imagegen.jobs import train_run
 from imagegen.runs import Run
 from imagegen.stage1 import build_autoencoder
 from imagegen.stage2 import build_transformer, held_out_text_bits, train_stage2
-from imagegen.text import load_run_tokenizer, train_tokenizer
+from imagegen.text import load_run_tokenizer, load_tokenizer, train_tokenizer
 from imagegen.training import step_seed
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.transformer import RQTransformer
@@ -170,7 +170,8 @@ def text_run(tmp_path):
         "sampling.cfg_scale": 1.5,
     }
     config = small(**more)
-    check_training(config, unlabelled(train), unlabelled(train))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    check_training(config, unlabelled(train), unlabelled(train), tokenizer=tokenizer)
     return run_in(tmp_path / "run", config, unlabelled(train))
 
 
@@ -197,12 +198,13 @@ def test_a_text_tells_the_transformer_what_to_draw(text_run):
 
 def test_a_tokenizer_needs_texts_and_no_shift(tmp_path):
     train = quarters(texts=True)
-    train_tokenizer(train.texts, vocabulary=300, length=6).save(tmp_path / "tokenizer.json")
+    tokenizer = train_tokenizer(train.texts, vocabulary=300, length=6)
     named = {"data.tokenizer": str(tmp_path / "tokenizer.json")}
+    shifted, still = (small(**named, **{"stage2.shift": reach}) for reach in (1, 0))
     with pytest.raises(ConfigError, match=r"stage2\.shift=1 cannot be told beside a text"):
-        check_training(small(**named, **{"stage2.shift": 1}), train, train)
+        check_training(shifted, train, train, tokenizer=tokenizer)
     with pytest.raises(ConfigError, match="needs images with texts"):
-        check_training(small(**named, **{"stage2.shift": 0}), quarters(), quarters())
+        check_training(still, quarters(), quarters(), tokenizer=tokenizer)
 
 
 TWO = """

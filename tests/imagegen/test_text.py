@@ -16,6 +16,7 @@ from imagegen.text import (
     load_tokenizer,
     read_texts,
     train_tokenizer,
+    training_tokenizer,
 )
 from rqtoolkit.cli.app import app
 from rqtoolkit.errors import ArtifactError, ConfigError, DataError
@@ -124,16 +125,20 @@ def test_a_run_keeps_its_tokenizer(tmp_path, trained):
     trained.save(named)
     config = load_config("digits", overrides={"data.tokenizer": str(named)})
     run = Run.create(tmp_path / "run", config)
-    keep_tokenizer(run)
-    keep_tokenizer(run)  # the same again, as on resuming
+    keep_tokenizer(run, training_tokenizer(run))
+    keep_tokenizer(run, training_tokenizer(run))  # the same again, as on resuming
     train_tokenizer(["quite other words"], vocabulary=270, length=32).save(named)
     with pytest.raises(ConfigError, match=r"is not the one this run began with; got another"):
-        keep_tokenizer(run)
+        training_tokenizer(run)
+    assert training_tokenizer(run, anew=True).vocabulary == load_tokenizer(named).vocabulary
     named.unlink()
-    keep_tokenizer(run)
+    assert torch.equal(training_tokenizer(run).encode(TEXTS), trained.encode(TEXTS))
+    with pytest.raises(ArtifactError, match="neither a tokenizer"):
+        training_tokenizer(run, anew=True)
     assert torch.equal(load_run_tokenizer(run).encode(TEXTS), trained.encode(TEXTS))
     plain = Run.create(tmp_path / "plain", load_config("digits"))
-    keep_tokenizer(plain)
+    assert training_tokenizer(plain) is None
+    keep_tokenizer(plain, None)
     with pytest.raises(ConfigError, match="was trained without texts"):
         load_run_tokenizer(plain)
 
