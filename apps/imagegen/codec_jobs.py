@@ -8,18 +8,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imagegen.autoencoder import RQVAE
 from imagegen.codec import cheapest_conditions, compress_codes, decompress_codes
-from imagegen.data import to_uint8
 from imagegen.evaluate.pixels import psnr
 from imagegen.jobs import load_models
 from imagegen.pictures import save_grid
-from imagegen.reconstruct import encode_images
+from imagegen.reconstruct import decode_codes, encode_images
 from imagegen.runs import Run
 from imagegen.sample_jobs import count_classes
 from imagegen.shifts import conditions
 from imagegen.text import load_run_tokenizer
-from imagegen.user_images import read_user_images
+from imagegen.user_images import read_for_run
 from rqtoolkit.errors import ArtifactError, ConfigError
 from rqtoolkit.functional.codes import smallest_dtype
 from rqtoolkit.functional.progress import Progress
@@ -62,18 +60,12 @@ def compress_images(
     """
     with atomic_path(out) as temporary:  # what cannot be written is refused before the work
         autoencoder, transformer = load_models(run)
-        images = read_user_images(
-            sources,
-            resolution=autoencoder.resolution,
-            channels=autoencoder.image_channels,
-            fit=run.config.data.fit,
-            progress=progress,
-        )
+        images = read_for_run(run, autoencoder, sources, progress=progress)
         codes = encode_images(autoencoder, images)
         cond = _conditions(run, transformer, codes, label=label, text=text, progress=progress)
         packed = compress_codes(transformer, codes, cond, batch_size=batch_size, progress=progress)
         temporary.write_bytes(packed.data)
-    decoded = _decode(autoencoder, codes)
+    decoded = decode_codes(autoencoder, codes)
     return {
         "images": len(images),
         "bytes": len(packed.data),
@@ -110,7 +102,7 @@ def decompress_images(
     with atomic_folder(out) as folder:
         autoencoder, transformer = load_models(run)
         codes, _ = decompress_codes(transformer, data, progress=progress)
-        images = _decode(autoencoder, codes)
+        images = decode_codes(autoencoder, codes)
         for number, image in enumerate(images):
             Image.fromarray(image.squeeze()).save(folder / f"{number:05d}.png")
         save_grid(folder / "grid.png", np.array_split(images[:100], min(10, len(images))))
@@ -147,10 +139,3 @@ def _conditions(
         )
     labels, unmoved = torch.full((len(codes),), label), torch.zeros(len(codes), dtype=torch.int64)
     return conditions(labels, unmoved, reach=run.config.stage2.shift)
-
-
-def _decode(autoencoder: RQVAE, codes: torch.Tensor, *, batch_size: int = 256) -> np.ndarray:
-    """Decode codes to uint8 images (N, H, W, C), as `reconstruct` does."""
-    device = next(autoencoder.parameters()).device
-    parts = codes.split(batch_size)
-    return np.concatenate([to_uint8(autoencoder.decode(part.to(device))) for part in parts])

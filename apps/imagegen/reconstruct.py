@@ -7,7 +7,7 @@ from imagegen.autoencoder import RQVAE
 from imagegen.data import to_float, to_uint8
 from rqtoolkit.functional.rate_distortion import relative_error
 
-__all__ = ["encode_images", "reconstruct", "reconstruction_errors"]
+__all__ = ["decode_codes", "encode_images", "reconstruct", "reconstruction_errors"]
 
 
 def encode_images(model: RQVAE, images: np.ndarray, *, batch_size: int = 256) -> torch.Tensor:
@@ -16,6 +16,13 @@ def encode_images(model: RQVAE, images: np.ndarray, *, batch_size: int = 256) ->
     starts = range(0, len(images), batch_size)
     batches = (to_float(images[start : start + batch_size]).to(device) for start in starts)
     return torch.cat([model.encode(batch).cpu() for batch in batches])
+
+
+def decode_codes(model: RQVAE, codes: torch.Tensor, *, batch_size: int = 256) -> np.ndarray:
+    """Decode codes (N, h, w, d), all levels or the first, as uint8 images (N, H, W, C)."""
+    device = next(model.parameters()).device
+    parts = codes.split(batch_size)
+    return np.concatenate([to_uint8(model.decode(part.to(device))) for part in parts])
 
 
 def reconstruct(model: RQVAE, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
@@ -30,19 +37,16 @@ def reconstruct(model: RQVAE, images: np.ndarray, *, batch_size: int = 256) -> n
         Reconstructions, shape (depth, N, H, W, C), uint8; depth is 1 for a model without codes,
         whose latents stand at their mean.
     """
-    device = next(model.parameters()).device
     if not model.quantizes:
+        device = next(model.parameters()).device
         starts = range(0, len(images), batch_size)
         with torch.no_grad():
             batches = (to_float(images[i : i + batch_size]).to(device) for i in starts)
             decoded = [to_uint8(model.decode_latents(model.latents(batch))) for batch in batches]
         return np.concatenate(decoded)[None]
-    codes = encode_images(model, images, batch_size=batch_size).to(device)
-    levels = [
-        np.concatenate([to_uint8(model.decode(part[..., :d])) for part in codes.split(batch_size)])
-        for d in range(1, codes.shape[-1] + 1)
-    ]
-    return np.stack(levels)
+    codes = encode_images(model, images, batch_size=batch_size)
+    depths = range(1, codes.shape[-1] + 1)
+    return np.stack([decode_codes(model, codes[..., :d], batch_size=batch_size) for d in depths])
 
 
 def reconstruction_errors(images: np.ndarray, reconstructions: np.ndarray) -> list[float]:

@@ -19,7 +19,7 @@ from imagegen.perceptual import Perceptual, load_perceptual
 from imagegen.pictures import save_grid
 from imagegen.reconstruct import encode_images, reconstruct
 from imagegen.runs import Run
-from imagegen.user_images import read_user_images
+from imagegen.user_images import read_for_run
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.codes import smallest_dtype
 from rqtoolkit.functional.progress import Progress, report
@@ -68,14 +68,7 @@ def reconstruct_images(
     with atomic_folder(out) as folder:
         model = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
         if sources:
-            pixels = read_user_images(
-                sources,
-                resolution=model.resolution,
-                channels=model.image_channels,
-                fit=run.config.data.fit,
-                progress=progress,
-            )
-            originals = ImageSet(pixels)
+            originals = ImageSet(read_for_run(run, model, sources, progress=progress))
         else:
             originals = load_split(run, progress)[1]
         images = originals.images

@@ -29,7 +29,7 @@ from imagegen.sample_files import FORMATS, check_formats, write_samples
 from imagegen.shifts import count_shifts
 from imagegen.split import read_split
 from imagegen.training import step_seed
-from imagegen.user_images import read_user_images
+from imagegen.user_images import read_for_run
 from rqtoolkit.errors import ArtifactError, ConfigError, RQToolkitError
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.transformer import RQTransformer
@@ -241,8 +241,7 @@ def _read_prefix(run: Run, path: Path) -> np.ndarray:
             f"sample: --prefix={path} must be one image; got {fact}. Name the file of an image."
         )
     autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1))
-    side, channels = autoencoder.resolution, autoencoder.image_channels
-    images = read_user_images([path], resolution=side, channels=channels, fit=run.config.data.fit)
+    images = read_for_run(run, autoencoder, [path])
     if len(images) != 1:
         raise ConfigError(
             f"sample: --prefix={path} must be one image; got {len(images)}. Name the file of one."

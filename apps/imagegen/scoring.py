@@ -121,8 +121,11 @@ def evaluate_run(
     perceptual = open_perceptual(vgg, lpips, run)
     if save is not None:
         check_output(save)
-    autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
-    transformer = load_models(run)[1] if run.transformer_path.is_file() else None
+    transformer = None
+    if run.transformer_path.is_file():
+        autoencoder, transformer = load_models(run)
+    else:
+        autoencoder = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
     training, held_out = load_split(run, progress)
     _check(run, held_out)
     train = images_to_learn_from(training, progress=progress)

@@ -9,19 +9,47 @@ from pathlib import Path
 
 import numpy as np
 
+from imagegen.autoencoder import RQVAE
 from imagegen.data.arrays import join_files, reading_npz
 from imagegen.data.folders import EXTENSIONS, Files
 from imagegen.data.stored import Arrays, Records, StoredImages, read_pixels
 from imagegen.data.strings import Strings
 from imagegen.images import UnreadableImageError
+from imagegen.runs import Run
 from rqtoolkit.errors import ArtifactError, DataError
 from rqtoolkit.functional.progress import Progress, report
 
-__all__ = ["list_images", "open_user_images", "read_user_images", "read_whole_images"]
+__all__ = [
+    "list_images",
+    "open_user_images",
+    "read_for_run",
+    "read_user_images",
+    "read_whole_images",
+]
 
 WRITTEN = ("codes.npy", "sampling.json", "errors.json")  # beside a grid.png of ours
 PIXELS = ("arr_0", "x_test", "images")  # of an archive, the first that is there
 JOINED = ("jpeg_test", "offsets_test")
+
+
+def read_for_run(
+    run: Run, autoencoder: RQVAE, sources: Sequence[Path], *, progress: Progress | None = None
+) -> np.ndarray:
+    """Read images as a run's autoencoder takes them, by the run's rule `data.fit`.
+
+    Args:
+        run: The run.
+        autoencoder: Its autoencoder.
+        sources: As for `read_user_images`, which says what is returned and raised.
+        progress: Called as progress(description, done, total).
+    """
+    return read_user_images(
+        sources,
+        resolution=autoencoder.resolution,
+        channels=autoencoder.image_channels,
+        fit=run.config.data.fit,
+        progress=progress,
+    )
 
 
 def read_user_images(
