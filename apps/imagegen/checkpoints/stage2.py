@@ -57,7 +57,8 @@ class TransformerArguments:
         code_dim: Width of the codewords of stage 1 that it reads; None learns embeddings instead.
         tau: Temperature of the soft targets in training.
         sampling: Temperature, top_k and top_p of the release, as `imagegen.settings` has them.
-        notes: What only training would notice and ours lacks, a sentence each.
+        notes: What only training would notice and ours lacks, and what was read as another value, a
+            sentence each.
     """
 
     transformer: dict[str, Any]
@@ -113,12 +114,13 @@ def transformer_arguments(config: OfficialConfig) -> TransformerArguments:
         config.only(f"arch.{stack}.block.mlp_bias", True)
         config.only(f"arch.{stack}.block.attn_bias", True)
         config.only(f"arch.{stack}.block.gelu", "v1")
+    sampling, changed = _sampling(config, depth)
     return TransformerArguments(
         transformer=transformer,
         code_dim=config.count("arch.input_embed_dim") if codewords else None,
         tau=config.number("loss.temp", 0.5, low=1e-9),
-        sampling=_sampling(config, depth),
-        notes=_training_notes(config, transformer["dropout"]),
+        sampling=sampling,
+        notes=(*_training_notes(config, transformer["dropout"]), *changed),
     )
 
 
@@ -133,10 +135,11 @@ def _training_notes(config: OfficialConfig, dropout: float) -> tuple[str, ...]:
     )
 
 
-def _sampling(config: OfficialConfig, depth: int) -> dict[str, Any]:
-    """Return temperature and filters: of a release, else of an experiment, else none."""
+def _sampling(config: OfficialConfig, depth: int) -> tuple[dict[str, Any], list[str]]:
+    """Return temperature and filters, of a release, else of an experiment, else none; and notes."""
     section = "sampling" if config.find("sampling", None) is not None else "experiment.sample"
     settings: dict[str, Any] = {"temperature": config.number(f"{section}.temp", 1.0, low=1e-3)}
+    notes = []
     for name, default in (("top_k", 0), ("top_p", 1.0)):
         key = f"{section}.{name}"
         value = config.find(key, default)
@@ -144,9 +147,13 @@ def _sampling(config: OfficialConfig, depth: int) -> dict[str, Any]:
         if len(values) not in (1, depth) or any(type(v) not in (int, float) for v in values):
             raise config.wrong(key, value, f"must be a number, or {depth} of them")
         if name == "top_p":
-            values = [min(1.0, float(v)) for v in values]
+            shares = [min(1.0, float(v)) for v in values]
+            if shares != values:  # from 1 on both codes keep everything
+                used = shares if isinstance(value, list) else shares[0]
+                notes.append(f"{key} {value} goes beyond 1, where everything is kept: used {used}")
+            values = shares
         settings[name] = tuple(values) if len(values) > 1 else values[0]
-    return settings
+    return settings, notes
 
 
 def transformer_arch(

@@ -163,6 +163,19 @@ def test_checkpoints_of_an_experiment(tmp_path, capsys):
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (1.0, 5, 0.9)
 
 
+@pytest.mark.parametrize(
+    ("given", "used"), [(2.0, "1.0"), ([1.5, 0.9, 1.0], "[1.0, 0.9, 1.0]"), (0.9, None)]
+)
+def test_a_share_beyond_1_is_not_lowered_in_silence(tmp_path, capsys, given, used):
+    write_release(tmp_path / "release", STAGE1, changed(STAGE2, sampling__top_p=given))
+    run_command("import", tmp_path / "release", "--out", tmp_path / "run")
+    notes = [line for line in capsys.readouterr().err.splitlines() if "top_p" in line]
+    said = f"Note: sampling.top_p {given} goes beyond 1, where everything is kept: used {used}"
+    assert notes == ([] if used is None else [said])
+    kept = Run.open(tmp_path / "run").config.sampling.top_p
+    assert str(list(kept) if isinstance(kept, tuple) else kept) == (used or "0.9")
+
+
 def test_which_of_two_sets_of_weights(tmp_path, capsys):
     """As the authors sample: --ema takes the average of stage 2, and stage 1 as it was trained."""
     states = [make(c, seed) for make, c in ((stage1_state, STAGE1), (stage2_state, STAGE2))
