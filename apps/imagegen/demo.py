@@ -7,7 +7,7 @@ from typing import Any
 
 from imagegen.config import load_config
 from imagegen.jobs import train_run
-from imagegen.runs import Run, deferred_interrupt
+from imagegen.runs import LOCK, Run, deferred_interrupt, exclusive
 from imagegen.scoring import evaluate_run
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.progress import Progress
@@ -41,7 +41,7 @@ def run_demo(
         What metrics.json holds.
 
     Raises:
-        ConfigError: If `out` holds anything else.
+        ConfigError: If `out` holds anything else, or another process works on it.
     """
     begun, out = perf_counter(), Path(out)
     overrides = {"seed": seed, **(_QUICK if quick else {})}
@@ -49,25 +49,25 @@ def run_demo(
     _check_own(out)
     Run.check(out, config, replace=True)
     unfinished = out.absolute().with_name(f".{out.absolute().name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        run = train_run(config, unfinished, progress=progress)
-        command = f"rqtool demo --out NEW --seed {seed}{' --quick' if quick else ''}"
-        metrics = evaluate_run(run, progress=progress, since=begun, commands=[command])
-        _move(unfinished, out)
-    finally:
+    with exclusive(out):
         shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            run = train_run(config, unfinished, progress=progress)
+            command = f"rqtool demo --out NEW --seed {seed}{' --quick' if quick else ''}"
+            metrics = evaluate_run(run, progress=progress, since=begun, commands=[command])
+            _move(unfinished, out)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return metrics
 
 
 def _move(new: Path, out: Path) -> None:
     """Put what was made in the place of an earlier demo; what is not the demo's own stays."""
-    out.mkdir(parents=True, exist_ok=True)
     earlier = new.with_name(f"{new.name}.earlier")
     shutil.rmtree(earlier, ignore_errors=True)
     earlier.mkdir()
     with deferred_interrupt():  # renames only, so Ctrl-C waits for moments
-        for path in list(new.iterdir()):
+        for path in [path for path in new.iterdir() if path.name != LOCK]:
             if (out / path.name).exists():
                 (out / path.name).replace(earlier / path.name)
             path.replace(out / path.name)

@@ -26,9 +26,9 @@ from rqtoolkit.io.atomic import atomic_path
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Run", "deferred_interrupt", "exclusive", "interruption", "resolve_device"]
+__all__ = ["LOCK", "Run", "deferred_interrupt", "exclusive", "interruption", "resolve_device"]
 
-_LOCK = ".lock"
+LOCK = ".lock"  # lies in every run folder, for `exclusive`
 _FOLDERS = ("checkpoints", "samples", "cache", "tensorboard", "wandb")
 _FILES = (
     "split.json",
@@ -154,7 +154,7 @@ class Run:
                     f"run: {path} was started with another configuration; got "
                     f"{'; '.join(changed)}. Resume with {existing}, or choose another folder."
                 )
-        elif path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {_LOCK}):
+        elif path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK}):
             raise ConfigError(
                 f"run: {path} is not an empty folder and holds no run. Choose another folder."
             )
@@ -293,7 +293,7 @@ def exclusive(path: str | Path) -> Iterator[None]:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = (path / _LOCK).open("ab")
+        file = (path / LOCK).open("ab")
     except OSError as error:
         raise ConfigError(
             f"run: --out {path} cannot be made or written into; got {error.strerror}. Choose "

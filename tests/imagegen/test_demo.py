@@ -7,14 +7,14 @@ import pytest
 from imagegen import demo
 from imagegen.config import load_config
 from imagegen.demo import run_demo
-from imagegen.runs import Run
+from imagegen.runs import LOCK, Run, exclusive
 from rqtoolkit.errors import ConfigError
 
 
 def files(folder):
     """Contents of every file of a demo but for the seconds it took."""
     found = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != LOCK):
         data = path.read_bytes()
         if path.suffix == ".json":
             data = {k: v for k, v in json.loads(data).items() if k != "seconds"}
@@ -57,6 +57,28 @@ def test_the_demo_leaves_a_changed_digits_alone(tmp_path):
     with pytest.raises(ConfigError, match="not the demo's own"):
         run_demo(tmp_path / "run", quick=True)
     assert Run.open(tmp_path / "run").metrics()
+
+
+def test_two_demos_do_not_share_a_folder(tmp_path, monkeypatch):
+    out = tmp_path / "demo"
+    theirs = tmp_path / ".demo.unfinished" / "metrics.jsonl"
+    theirs.parent.mkdir()
+    theirs.write_text("in the making")
+    with exclusive(out), pytest.raises(ConfigError, match=r"demo is in use; got another process"):
+        run_demo(out, quick=True)
+    assert theirs.read_text() == "in the making"
+
+    def train(config, path, **_):
+        with pytest.raises(ConfigError, match="is in use"):
+            run_demo(out, quick=True)
+        return Run.create(path, config)
+
+    monkeypatch.setattr(demo, "train_run", train)
+    monkeypatch.setattr(demo, "evaluate_run", lambda _run, **_: {})
+    run_demo(out)
+    assert Run.open(out).config.seed == 0
+    with exclusive(out):  # free again
+        pass
 
 
 @pytest.mark.parametrize("where", ["train_run", "evaluate_run"])
