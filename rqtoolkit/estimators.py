@@ -27,7 +27,7 @@ class ResidualKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         n_init: Short k-means++ starts a level, of which the best goes on.
         max_iter: Lloyd iterations a level.
         rounds: Rounds of joint least squares over all levels after k-means.
-        beam: Prefixes kept per vector while encoding.
+        beam: Prefixes kept per vector, in training and in `transform`.
         random_state: Seed or RandomState; fixes the result.
 
     Attributes:
@@ -51,7 +51,7 @@ class ResidualKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         n_init: int = 3,
         max_iter: int = 20,
         rounds: int = 4,
-        beam: int = 4,
+        beam: int = 5,
         random_state: Any = None,
     ) -> None:
         self.depth = depth

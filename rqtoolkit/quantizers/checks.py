@@ -1,6 +1,7 @@
 """What quantizers accept: sizes, codes and training data, with the errors for the rest."""
 
 from collections.abc import Sequence
+from math import inf
 
 import numpy as np
 import torch
@@ -68,7 +69,18 @@ def check_settings(update: str, *, decay: float, restart_threshold: float, beam:
         )
 
 
-def check_fit(frozen: bool, *, iterations: int, starts: int, beam: int, rounds: int) -> None:
+def check_fit(
+    frozen: bool,
+    *,
+    iterations: int,
+    starts: int,
+    beam: int,
+    rounds: int,
+    prefix_weight: float = 0.0,
+    rate_weight: float | None = None,
+    target_bits: float | None = None,
+    time_budget: float | None = None,
+) -> None:
     """Refuse a frozen quantizer, and numbers with which `fit` cannot work.
 
     Raises:
@@ -81,6 +93,21 @@ def check_fit(frozen: bool, *, iterations: int, starts: int, beam: int, rounds: 
             "ResidualQuantizer.fit: iterations, starts and beam have to be at least 1 and "
             f"rounds at least 0; got {iterations}, {starts}, {beam} and {rounds}."
         )
+    if not prefix_weight >= 0:
+        raise ConfigError(
+            f"ResidualQuantizer.fit: prefix_weight={prefix_weight} has to be at least 0."
+        )
+    if rate_weight is not None and target_bits is not None:
+        raise ConfigError(
+            f"ResidualQuantizer.fit: rate_weight={rate_weight} and target_bits={target_bits} ask "
+            "for the same thing in two ways. Give one of them."
+        )
+    limits = {"rate_weight": rate_weight, "target_bits": target_bits, "time_budget": time_budget}
+    for name, value in limits.items():
+        if value is not None and not 0 < value < inf:
+            raise ConfigError(
+                f"ResidualQuantizer.fit: {name}={value} has to be above 0 and finite, or None."
+            )
 
 
 def temperature(where: str, tau: float, tables: Sequence[Tensor], *, relative: bool) -> float:

@@ -20,6 +20,7 @@ __all__ = ["CodebookTables"]
 # Revived entries start at this many times the threshold: time to prove themselves before the next
 # look, without outweighing what they collect.
 _REVIVED_COUNT = 3.0
+_FLOATS = ("tables", "counts", "gathered", "penalties")
 _GATHER_PER_CODE = 2  # vectors per codeword before k-means starts inside a network
 
 
@@ -42,6 +43,7 @@ class CodebookTables(nn.Module):
     counts: Tensor
     gathered: Tensor
     initialized: Tensor
+    penalties: Tensor
 
     def __init__(
         self,
@@ -69,11 +71,27 @@ class CodebookTables(nn.Module):
         self.register_buffer("counts", valid.float())
         self.register_buffer("gathered", torch.empty(0, dim, dtype=torch.float32))
         self.register_buffer("initialized", torch.tensor(False))
+        # In the state only where there are some: most quantizers have none.
+        self.register_buffer("penalties", torch.empty(0, 0), persistent=False)
         self.is_initialized = False  # mirrors the buffer, so that no forward waits for a device
 
     def levels(self, depth: int) -> list[Tensor]:
         """Return the table (K_d, dim) of each of the first `depth` levels, without padding."""
         return level_tables(self.tables, self.codebook_sizes, depth)
+
+    def level_penalties(self, depth: int) -> list[Tensor] | None:
+        """Return the penalties (K_d,) of each of the first `depth` levels, or None without any."""
+        if not self.penalties.numel():
+            return None
+        tables = len(self.codebook_sizes)
+        sizes = [self.codebook_sizes[min(level, tables - 1)] for level in range(depth)]
+        return [self.penalties[level, :size] for level, size in enumerate(sizes)]
+
+    def set_penalties(self, penalties: Tensor | None) -> None:
+        """Keep what each entry adds to the squared error: shape (depth, K), or None."""
+        device = self.tables.device
+        self.penalties = torch.empty(0, 0) if penalties is None else penalties.detach().float()
+        self.penalties = self.penalties.to(device)
 
     @torch.no_grad()
     def set_tables(self, tables: Tensor, vectors: int | None = None) -> None:
@@ -171,7 +189,7 @@ class CodebookTables(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CodebookTables":
         """Follow the parent to another device, never to another precision."""
-        exact = {name: getattr(self, name).detach() for name in ("tables", "counts", "gathered")}
+        exact = {name: getattr(self, name).detach() for name in _FLOATS}
         super()._apply(fn, recurse)
         for name, tensor in exact.items():
             moved = getattr(self, name)
@@ -179,11 +197,18 @@ class CodebookTables(nn.Module):
                 moved.data = tensor.to(device=moved.device, dtype=torch.float32)
         return self
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Add the penalties where there are any."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.penalties.numel():
+            destination[prefix + "penalties"] = self.penalties
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Take the number of gathered vectors from the state, whatever it is here."""
+        """Take the gathered vectors and the penalties, however many the state has."""
         stored = state_dict.get(prefix + "gathered")
         if stored is not None:
             self.gathered = self.gathered.new_empty(stored.shape)
+        self.set_penalties(state_dict.pop(prefix + "penalties", None))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.is_initialized = bool(self.initialized)
 

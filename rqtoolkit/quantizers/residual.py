@@ -25,8 +25,8 @@ from rqtoolkit.io.artifact import check_tensors
 from rqtoolkit.quantizers import checks
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.codebook import CodebookTables
-from rqtoolkit.quantizers.fitting import kmeans_tables, refine_tables
 from rqtoolkit.quantizers.levels import quantize_levels
+from rqtoolkit.quantizers.offline import fit_tables
 from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput, SoftCodes
 
 __all__ = ["ResidualQuantizer"]
@@ -125,6 +125,15 @@ class ResidualQuantizer(Quantizer):
         """Tables, shape (depth, K, dim), or (1, K, dim) where shared; smaller ones zero-padded."""
         return self.state.tables.detach()
 
+    @property
+    def penalties(self) -> Tensor:
+        """What choosing each entry adds to the squared error in `encode`.
+
+        Shape (depth, K), zero-padded, of a quantizer fitted with a rate; else (0, 0). Codes of
+        frequent entries cost less to store; `forward` and `soft_codes` do not mind the rate.
+        """
+        return self.state.penalties
+
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> QuantizerOutput:
         """Quantize greedily; in training mode, also let the codebooks learn from x.
 
@@ -168,16 +177,25 @@ class ResidualQuantizer(Quantizer):
         *,
         beam: int | None = None,
         depth: int | None = None,
+        icm_rounds: int = 0,
+        perturbations: int = 0,
+        seed: int = 0,
+        threads: int | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> Tensor:
-        """Encode vectors as stacks of codes.
+        """Encode vectors as stacks of codes of least squared error plus `penalties`.
 
         Args:
             x: Vectors, shape (..., dim), or (B, dim, ...) with channels_first; finite.
             beam: Prefixes kept per vector; the beam the quantizer was fitted for when None, and 1
                 is the greedy rule of the paper.
             depth: Levels to encode, at most the quantizer's, which is the default.
-            max_bytes: Bound on the scores held at once.
+            icm_rounds: Sweeps over the levels after the beam, each choosing one code anew given
+                the others.
+            perturbations: Rounds of changing codes by chance and sweeping again, kept where better.
+            seed: Of that chance.
+            threads: Threads of the compiled loops; as many as torch uses when None.
+            max_bytes: Bound on the memory at work.
 
         Returns:
             Codes, shape (..., depth), int64, in [0, codebook_size of the level).
@@ -195,8 +213,23 @@ class ResidualQuantizer(Quantizer):
         flat, shape = self._flatten(x, "encode")
         if not torch.compiler.is_compiling():
             checks.check_finite(flat, where)
+        tables = self._levels(depth)
         with torch.autocast(x.device.type, enabled=False):
-            codes = beam_codes(flat, self.state.levels(depth), beam, max_bytes=max_bytes)
+            codes = beam_codes(flat, tables, beam, max_bytes=max_bytes)
+            if icm_rounds or perturbations:
+                from rqtoolkit.functional.refinement import refine_codes
+
+                codes = refine_codes(
+                    flat,
+                    codes,
+                    tables,
+                    rounds=icm_rounds,
+                    perturbations=perturbations,
+                    penalties=self.state.level_penalties(depth),
+                    seed=seed,
+                    max_bytes=max_bytes,
+                    threads=threads,
+                )
         return codes.reshape(*shape, depth)
 
     def partial_sums(self, codes: Tensor) -> Tensor:
@@ -289,21 +322,35 @@ class ResidualQuantizer(Quantizer):
         iterations: int = 20,
         starts: int = 3,
         rounds: int = 4,
-        beam: int = 4,
+        beam: int = 5,
+        prefix_weight: float = 0.0,
+        warm_start: bool = False,
+        rate_weight: float | None = None,
+        target_bits: float | None = None,
+        time_budget: float | None = None,
         max_rows: int | None = None,
+        threads: int | None = None,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> "ResidualQuantizer":
-        """Train offline on a matrix: k-means level by level, then joint least squares.
+        """Train offline on a matrix: level by level, then all levels by joint least squares.
 
         Args:
             X: Vectors, shape (N, dim), numpy (also memory-mapped) or torch, finite, N at least the
                 largest codebook size.
             iterations: Lloyd iterations a level.
             starts: Short k-means++ starts a level, of which the best goes on.
-            rounds: Rounds of encoding and joint least squares over all levels.
-            beam: Prefixes kept in the encoding of those rounds, and from then on in `encode`.
+            rounds: Rounds of encoding and joint least squares over all levels, at most.
+            beam: Prefixes kept per vector while training, and from then on in `encode`.
+            prefix_weight: Weight of the error after each shorter code beside that of the whole, so
+                that codes cut short stay good; 0 minds the whole alone.
+            warm_start: Go on from the quantizer's own tables in place of starting afresh.
+            rate_weight: Squared error that one bit of entropy-coded code may cost: keeps
+                `penalties`, which make `encode` prefer frequent codes.
+            target_bits: Bits per vector to reach, entropy-coded, in place of `rate_weight`.
+            time_budget: Seconds after which no further round begins.
             max_rows: Rows used, drawn at random; 1024 per codeword when None.
+            threads: Threads to use; as many as torch does when None.
             seed: Fixes the result.
             progress: Told of each level and round.
 
@@ -317,38 +364,56 @@ class ResidualQuantizer(Quantizer):
             MissingDependencyError: If faiss is not installed.
         """
         checks.check_fit(
-            self.frozen, iterations=iterations, starts=starts, beam=beam, rounds=rounds
+            self.frozen,
+            iterations=iterations,
+            starts=starts,
+            beam=beam,
+            rounds=rounds,
+            prefix_weight=prefix_weight,
+            rate_weight=rate_weight,
+            target_bits=target_bits,
+            time_budget=time_budget,
         )
         if max_rows is None:
             max_rows = _FIT_ROWS_PER_CODE * max(self.codebook_sizes)
-        x = checks.training_rows(
-            self._name("fit"),
-            X,
-            self.dim,
-            min_rows=max(self.codebook_sizes),
-            max_rows=max_rows,
-            seed=seed,
-        )
-        x = x.to(self.state.tables.device)
-        self.beam = beam
         sizes = self.state.codebook_sizes
-        tables = kmeans_tables(
-            x, sizes, self.depth, iterations=iterations, starts=starts, seed=seed, progress=progress
+        x = checks.training_rows(
+            self._name("fit"), X, self.dim, min_rows=max(sizes), max_rows=max_rows, seed=seed
+        ).to(self.state.tables.device)
+        tables, penalties = fit_tables(
+            x,
+            sizes,
+            self.depth,
+            iterations=iterations,
+            starts=starts,
+            rounds=rounds,
+            beam=beam,
+            prefix_weight=prefix_weight,
+            start=self.codebooks if warm_start else None,
+            rate_weight=rate_weight,
+            target_bits=target_bits,
+            time_budget=time_budget,
+            threads=threads,
+            seed=seed,
+            progress=progress,
         )
-        tables = refine_tables(
-            x, tables, sizes, self.depth, rounds=rounds, beam=self.beam, progress=progress
-        )
+        self.beam = beam
         self.state.set_tables(tables, vectors=len(x) * (self.depth if self.shared_codebook else 1))
+        self.state.set_penalties(penalties)
         return self
 
     def _sum(self, codes: Tensor) -> Tensor:
         return sum_codewords(codes, self._levels(codes.shape[1]))
 
     def _stored(self) -> dict[str, Tensor]:
-        return {name: getattr(self.state, name) for name in _ARTIFACT_TENSORS}
+        stored = {name: getattr(self.state, name) for name in _ARTIFACT_TENSORS}
+        return stored | ({"penalties": self.penalties} if self.penalties.numel() else {})
 
     def _adopt(self, path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-        check_tensors(path, self._stored(), tensors)
+        expected = self._stored()
+        if "penalties" in tensors:
+            expected["penalties"] = self.penalties.new_empty(self.depth, max(self.codebook_sizes))
+        check_tensors(path, expected, tensors)
         self.state.load_state_dict({**self.state.state_dict(), **tensors})
 
     def _levels(self, depth: int) -> list[Tensor]:

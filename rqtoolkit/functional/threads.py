@@ -1,0 +1,28 @@
+"""Use fewer threads for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from threadpoolctl import threadpool_limits
+
+__all__ = ["limited_threads"]
+
+
+@contextmanager
+def limited_threads(threads: int | None) -> Iterator[None]:
+    """Bound the threads of torch, faiss and BLAS within the block.
+
+    Args:
+        threads: At most so many, at least 1; None leaves everything as it is.
+    """
+    if threads is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(limits=threads):
+            yield
+    finally:
+        torch.set_num_threads(before)
