@@ -4,16 +4,15 @@ The weights are two public files that the user gives: torchvision's VGG16 (`vgg1
 and the linear heads of LPIPS v0.1 (`vgg.pth` of its repository).
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from imagegen.weights import file_sha256, read_weights
 from rqtoolkit.errors import ArtifactError, ShapeError
 
 __all__ = ["Perceptual", "WeightsFile", "load_perceptual"]
@@ -174,31 +173,17 @@ def load_perceptual(
         }
     read_vgg = _read(vgg, expected, "VGG16, torchvision's vgg16-397923af.pth")
     read_heads = _read(heads, lines, "the heads of LPIPS v0.1 for VGG16")
-    files = [WeightsFile(str(path), _sha256(path)) for path in (vgg, heads)]
+    files = [WeightsFile(str(path), file_sha256(path)) for path in (vgg, heads)]
     model = Perceptual(read_vgg, read_heads, files=files)
     model.features.to(dtype)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _read(path: str | Path, expected: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    where = f"load_perceptual: {path}"
-    if not Path(path).is_file():
-        raise ArtifactError(f"{where} is no file. Name the file of {what}.")
-    try:
-        if Path(path).suffix == ".safetensors":
-            found = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in any way
-        raise ArtifactError(
-            f"{where} holds no readable weights; got no file of plain tensors "
-            f"({type(error).__name__}). Name the file of {what}."
-        ) from None
-    if not isinstance(found, dict):
-        found = {}
+    found = read_weights(path, where=what)
     complaints = []
     for name, tensor in expected.items():
-        if not isinstance(found.get(name), Tensor):
+        if name not in found:
             complaints.append(f"no {name}")
         elif found[name].shape != tensor.shape:
             shapes = f"{tuple(found[name].shape)} in place of {tuple(tensor.shape)}"
@@ -206,12 +191,7 @@ def _read(path: str | Path, expected: Mapping[str, Tensor], what: str) -> dict[s
     if complaints:
         more = f"; and {len(complaints) - 5} more" * (len(complaints) > 5)
         raise ArtifactError(
-            f"{where} is not what it should be; got {'; '.join(complaints[:5])}{more}. Name the "
-            f"file of {what}."
+            f"{what}: {path} is another file; got {'; '.join(complaints[:5])}{more}. Name "
+            f"the right one."
         )
     return {name: found[name] for name in expected}
-
-
-def _sha256(path: str | Path) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

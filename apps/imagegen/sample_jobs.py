@@ -20,7 +20,6 @@ from imagegen.config import change_sampling
 from imagegen.distributed import Ranks
 from imagegen.drawing import Drawing, draw_in_folder, draw_in_memory, working_folder
 from imagegen.evaluate import Extractor
-from imagegen.evaluate.weights import file_sha256
 from imagegen.jobs import load_models, load_split
 from imagegen.reconstruct import encode_images
 from imagegen.runs import Run
@@ -30,6 +29,7 @@ from imagegen.shifts import count_shifts
 from imagegen.split import read_split
 from imagegen.training import step_seed
 from imagegen.user_images import read_for_run
+from imagegen.weights import file_sha256
 from rqtoolkit.errors import ArtifactError, ConfigError, RQToolkitError
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.transformer import RQTransformer

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagegen.evaluate.resize import resize_bilinear
-from imagegen.evaluate.weights import file_sha256, fill_weights, read_weights
+from imagegen.weights import file_sha256, fill_weights, read_weights
 from rqtoolkit.errors import ShapeError
 
 __all__ = ["KNOWN_SHA256", "Inception"]

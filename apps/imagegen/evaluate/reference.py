@@ -13,7 +13,7 @@ from imagegen.data.arrays import reading_npz
 from imagegen.evaluate.extractors import Extractor
 from imagegen.evaluate.protocol import describe_extractor
 from imagegen.evaluate.statistics import FeatureStatistics, gather_statistics
-from imagegen.evaluate.weights import file_sha256
+from imagegen.weights import file_sha256
 from rqtoolkit.errors import ArtifactError, DataError
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.artifact import read_artifact, write_artifact

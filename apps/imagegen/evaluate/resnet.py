@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagegen.evaluate.weights import file_sha256, fill_weights, read_weights
+from imagegen.weights import file_sha256, fill_weights, read_weights
 from rqtoolkit.errors import ArtifactError, ShapeError
 
 __all__ = ["ResNet", "is_resnet"]
