@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
+    "CROPS",
+    "FITS",
+    "SOURCES",
     "AutoencoderConfig",
     "Config",
     "DataConfig",
@@ -20,6 +23,21 @@ __all__ = [
     "StageConfig",
     "TransformerConfig",
 ]
+
+SOURCES = (  # of images, as `imagegen.data.open_images` describes them
+    "digits",
+    "npz",
+    "folder",
+    "list",
+    "webdataset",
+    "huggingface",
+    "imagenet",
+    "ffhq",
+    "lsun",
+    "cc3m",
+)
+FITS = ("resize", "pad")
+CROPS = ("center", "random", "zoom", "dalle")
 
 
 def _in(default: Any, low: float | None = None, high: float | None = None) -> Any:
@@ -55,22 +73,11 @@ class DataConfig:
     list, in shards or in a Hugging Face data set.
     """
 
-    source: str = _one_of(
-        "digits",
-        "npz",
-        "folder",
-        "list",
-        "webdataset",
-        "huggingface",
-        "imagenet",
-        "ffhq",
-        "lsun",
-        "cc3m",
-    )
+    source: str = _one_of(*SOURCES)
     path: str | None = None  # load_config makes it absolute, from the working directory
     resolution: int = _in(16, 4, 4096)
-    fit: str = _one_of("resize", "pad")
-    crop: str = _one_of("center", "random", "zoom", "dalle")
+    fit: str = _one_of(*FITS)
+    crop: str = _one_of(*CROPS)
     flip: bool = False
     held_out: float | None = _in(None, 1e-6)
     held_out_path: str | None = None  # absolute, as path

@@ -15,25 +15,12 @@ from imagegen.data.lists import open_cc3m, open_list
 from imagegen.data.shards import open_webdataset
 from imagegen.data.stored import Arrays, StoredImages, Table, count_channels
 from imagegen.images import ImageData, ImageSet
+from imagegen.settings import CROPS, FITS, SOURCES
 from rqtoolkit.errors import ConfigError, DataError
 from rqtoolkit.functional.progress import Progress
 
 __all__ = ["MEMORY", "open_images"]
 
-SOURCES = (
-    "digits",
-    "npz",
-    "folder",
-    "list",
-    "webdataset",
-    "huggingface",
-    "imagenet",
-    "ffhq",
-    "lsun",
-    "cc3m",
-)
-FITS = ("resize", "pad")
-CROPS = ("center", "random", "zoom", "dalle")
 MEMORY = 2**30  # bytes of decoded images; a set under it is decoded once, its held-out images too
 
 
