@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from imagegen.autoencoder import RQVAE
-from imagegen.data import ImageData, Task, read_tasks
+from imagegen.data import BrokenImages, ImageData, Task, read_tasks
 from imagegen.data.batches import TextEncoder
 from imagegen.distributed import Ranks
 from imagegen.encoding import EncodedBatch, encode_moved
@@ -104,13 +104,19 @@ class CodeCache:
         return self.record.itemsize * len(self.data) * self.copies
 
     def build(
-        self, *, ranks: Ranks | None = None, workers: int = 0, progress: Progress | None = None
+        self,
+        *,
+        ranks: Ranks | None = None,
+        workers: int = 0,
+        broken: BrokenImages | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Encode what is missing, each process its share; what is there of another origin goes.
 
         Args:
             ranks: The processes; None is one alone.
             workers: Processes that read images ahead of each.
+            broken: As for `imagegen.data.batches`.
             progress: Called as progress(description, done, total), first of all with the size.
 
         Raises:
@@ -122,7 +128,7 @@ class CodeCache:
         names = itertools.product(range(self.copies), range(self._shards))
         missing = [name for name in names if not self._path(*name).exists()]
         ranks.together(lambda: self._check_room(len(missing)))  # all have looked before one writes
-        work = self._write_shards(missing[ranks.rank :: ranks.size], workers)
+        work = self._write_shards(missing[ranks.rank :: ranks.size], workers, broken)
         total = self.copies * self._shards
         description = (
             f"Encoding {len(self.data):,} images × {self.copies} as {self.kind}, "
@@ -212,14 +218,20 @@ class CodeCache:
                 f"stage2.cache, or make room."
             )
 
-    def _write_shards(self, names: list[tuple[int, int]], workers: int) -> Iterator[Path]:
+    def _write_shards(
+        self, names: list[tuple[int, int]], workers: int, broken: BrokenImages | None
+    ) -> Iterator[Path]:
         """Encode and write shards (copy, shard); yields the path of each when it is there."""
         tasks = [
             [Task(rows, copy * len(self.data) + rows) for rows in self._parts(shard)]
             for copy, shard in names
         ]
         reader = read_tasks(
-            self.data, itertools.chain.from_iterable(tasks), seed=self.seed, workers=workers
+            self.data,
+            itertools.chain.from_iterable(tasks),
+            seed=self.seed,
+            workers=workers,
+            broken=broken,
         )
         for (copy, shard), parts in zip(names, tasks, strict=True):
             records = np.empty(sum(len(part.rows) for part in parts), self.record)

@@ -37,6 +37,7 @@ _FILES = (
     "perceptual.json",
     "metrics.jsonl",
     "metrics.json",
+    "unreadable.jsonl",
     "report.html",
     "wandb-id.txt",
 )
@@ -44,7 +45,7 @@ _FILES = (
 # Settings that change no result, or only its rounding: a run may go on with others.
 _FREE = (
     {"name", "device", "parallel", "tensorboard", "wandb"}
-    | {"data.path", "data.held_out_path", "data.tokenizer", "data.workers"}
+    | {"data.path", "data.held_out_path", "data.tokenizer", "data.workers", "data.corrupt"}
     | {
         "stage1.perceptual.vgg",  # the checksums of these files must not change, see stage1
         "stage1.perceptual.heads",
@@ -75,6 +76,7 @@ class Run:
         config: Its resolved configuration.
         ranks: Which of several processes this is; the first alone writes.
         device: Where its models live.
+        unreadable_path: Images that could not be read, for `imagegen.data.BrokenImages`.
         cache: Folder of `imagegen.code_cache`, where the configuration asks for one.
         autoencoder_path: Finished RQ-VAE, an artifact of `imagegen.autoencoder.RQVAE`.
         transformer_path: Finished RQ-Transformer, an artifact of `rqtoolkit.RQTransformer`.
@@ -87,6 +89,7 @@ class Run:
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
         self.cache = path / "cache"
         self.metrics_path = path / "metrics.jsonl"
+        self.unreadable_path = path / "unreadable.jsonl"
         self.autoencoder_path = self.checkpoints / "rqvae.safetensors"
         self.transformer_path = self.checkpoints / "rqtransformer.safetensors"
 

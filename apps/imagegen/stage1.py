@@ -13,7 +13,7 @@ from torch import Tensor
 from imagegen.autoencoder import RQVAE
 from imagegen.bottlenecks import build_bottleneck
 from imagegen.convolutions import set_checkpointing
-from imagegen.data import Batch, ImageData, ImageSet, batches, to_float
+from imagegen.data import Batch, BrokenImages, ImageData, ImageSet, batches, to_float
 from imagegen.discriminator import PatchDiscriminator
 from imagegen.distributed import average_over_ranks, original, spread
 from imagegen.losses import AdaptiveWeight
@@ -146,6 +146,7 @@ def train_stage1(
             ranks=run.ranks.size,
             workers=run.config.data.workers,
             pin_memory=run.device.type == "cuda",
+            broken=BrokenImages(train, run.unreadable_path),
         )
 
     def observe(step: int) -> dict[str, Any]:

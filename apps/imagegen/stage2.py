@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imagegen.autoencoder import RQVAE
 from imagegen.code_cache import CodeCache
-from imagegen.data import ImageData, ImageSet, Tasks, batches
+from imagegen.data import BrokenImages, ImageData, ImageSet, Tasks, batches
 from imagegen.distributed import spread, trained
 from imagegen.encoding import EncodedBatch, encode_batches
 from imagegen.pictures import save_grid
@@ -227,12 +227,13 @@ def _batches(
         "unmoved": config.unshifted,
         "seed": seed,
     }
+    broken = BrokenImages(train, run.unreadable_path)
     if config.cache:
         reading = {name: getattr(data, name) for name in ("fit", "crop", "flip")}
         cache = CodeCache(
             run.cache, autoencoder, train, copies=config.cache, reading=reading, **encoding
         )
-        cache.build(ranks=ranks, workers=data.workers, progress=progress)
+        cache.build(ranks=ranks, workers=data.workers, broken=broken, progress=progress)
 
     def cached(start: int) -> Iterator[EncodedBatch]:
         steps = range(start, config.steps)
@@ -249,6 +250,7 @@ def _batches(
             workers=data.workers,
             tokenizer=tokenizer,
             pin_memory=run.device.type == "cuda",
+            broken=broken,
             **shares,
         )
         return encode_batches(

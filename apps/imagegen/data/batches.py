@@ -9,8 +9,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from imagegen.data.broken import check_broken, warn_broken
+from imagegen.data.broken import BrokenImages, check_broken
 from imagegen.images import ImageData, ImageSet, UnreadableImageError
 from rqtoolkit.errors import ArtifactError, ConfigError, RQToolkitError
 
@@ -50,14 +50,14 @@ class Batch:
         labels: Classes, shape (B,), int64; None for images without.
         text: Tokens, shape (B, length), int64; None without texts or without a tokenizer.
         rows: Where each image lies in its set, shape (B,), int64.
-        broken: Name and reason of every image that could not be read and was passed over.
+        broken: Name and reason of every image that could not be read and was passed over, by row.
     """
 
     images: Tensor
     labels: Tensor | None
     text: Tensor | None
     rows: Tensor
-    broken: tuple[str, ...] = ()
+    broken: Mapping[int, str] = field(default_factory=dict)
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, from which a GPU copies without waiting."""
@@ -151,6 +151,7 @@ def batches(
     workers: int = 0,
     tokenizer: TextEncoder | None = None,
     pin_memory: bool = False,
+    broken: BrokenImages | None = None,
 ) -> Iterator[Batch]:
     """Read the batches of a training in order, from any step on.
 
@@ -171,6 +172,7 @@ def batches(
         workers: Processes that read ahead; images in memory are indexed without.
         tokenizer: Encodes the texts; None leaves them out.
         pin_memory: Whether the batches are on their way to a GPU.
+        broken: Counts the images that cannot be read; None counts those of this call.
 
     Yields:
         This process's part of each part of each step: `accumulate` batches a step, each of
@@ -182,7 +184,13 @@ def batches(
     """
     tasks = Tasks(len(data), batch_size, range(start_step, steps), seed, accumulate, rank, ranks)
     yield from read_tasks(
-        data, tasks, seed=seed, workers=workers, tokenizer=tokenizer, pin_memory=pin_memory
+        data,
+        tasks,
+        seed=seed,
+        workers=workers,
+        tokenizer=tokenizer,
+        pin_memory=pin_memory,
+        broken=broken,
     )
 
 
@@ -194,6 +202,7 @@ def read_tasks(
     workers: int = 0,
     tokenizer: TextEncoder | None = None,
     pin_memory: bool = False,
+    broken: BrokenImages | None = None,
 ) -> Iterator[Batch]:
     """Read any rows in any order, a batch for each task; the rest is as for `batches`.
 
@@ -205,14 +214,11 @@ def read_tasks(
     results = (
         _read_ahead(reader, tasks, workers, pin_memory) if read_ahead else map(reader.read, tasks)
     )
-    broken: dict[str, None] = {}
+    broken = broken or BrokenImages(data)
     for batch in results:
         if isinstance(batch, RQToolkitError):
             raise batch
-        fresh = [name for name in batch.broken if name not in broken]
-        broken.update(dict.fromkeys(fresh))
-        check_broken(list(broken), data.skippable, len(data))
-        warn_broken(fresh)
+        broken.add(batch.broken)
         yield batch
 
 
@@ -250,7 +256,7 @@ class _Reader(Dataset):
             None if labels is None else torch.from_numpy(labels[rows]),
             text,
             torch.from_numpy(rows),
-            tuple(broken.values()),
+            broken,
         )
 
     def _read_one(self, row: int, number: int, broken: dict[int, str]) -> tuple[np.ndarray, int]:
