@@ -5,6 +5,7 @@ quantizer. Every function walks its input in chunks, so that no more than `max_b
 exist at a time.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -13,10 +14,13 @@ from torch import Tensor
 __all__ = [
     "DEFAULT_MAX_BYTES",
     "beam_codes",
+    "beam_prefixes",
+    "beam_widths",
     "chunk_slices",
     "greedy_codes",
     "level_tables",
     "nearest_codes",
+    "smallest_first",
     "soft_assignment",
     "sum_codewords",
 ]
@@ -100,50 +104,122 @@ def greedy_codes(
 
 
 def beam_codes(
-    x: Tensor, tables: Sequence[Tensor], beam: int, *, max_bytes: int = DEFAULT_MAX_BYTES
+    x: Tensor,
+    tables: Sequence[Tensor],
+    beam: int,
+    *,
+    penalties: Sequence[Tensor] | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> Tensor:
     """Quantize with the `beam` best prefixes kept at each level.
 
     Prefixes are ranked by the error that they leave, so at full depth the result is the best of
     the complete stacks reached. `beam=1` is `greedy_codes`. Costs `beam` times the arithmetic of
-    the greedy rule from the second level on.
+    the greedy rule from the second level on; `encoding.encode_vectors` has what is faster.
 
     Args:
         x: Vectors, shape (N, dim).
         tables: One (K_d, dim) tensor per level.
         beam: Prefixes kept per vector, at least 1.
+        penalties: Added to the squared error where a codeword is used, one (K_d,) tensor per
+            level; none when None.
         max_bytes: Bound on the chunk of scores held at once.
 
     Returns:
-        Codes, shape (N, depth), int64.
+        Codes, shape (N, depth), int64. Of equal errors, the one that extends the better prefix
+        wins, then the lower code.
 
     References:
         Babenko & Lempitsky, "Additive Quantization for Extreme Vector Compression", CVPR 2014,
         section 3. https://doi.org/10.1109/CVPR.2014.124
     """
-    if beam == 1:
+    if beam == 1 and penalties is None:
         return greedy_codes(x, tables, max_bytes=max_bytes)
+    widths = beam_widths([len(table) for table in tables], beam)[:-1] + [1] * bool(tables)
+    return beam_prefixes(x, tables, widths, penalties=penalties, max_bytes=max_bytes)[:, 0]
+
+
+def beam_widths(sizes: Sequence[int], beam: int) -> list[int]:
+    """Prefixes that a beam keeps after each level: at most as many as there are."""
+    return [min(beam, math.prod(sizes[: level + 1])) for level in range(len(sizes))]
+
+
+def beam_prefixes(
+    x: Tensor,
+    tables: Sequence[Tensor],
+    widths: Sequence[int],
+    *,
+    penalties: Sequence[Tensor] | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> Tensor:
+    """Prefixes that a beam of the given width at each level ends with.
+
+    Args:
+        x: Vectors, shape (N, dim).
+        tables: One (K_d, dim) tensor per level.
+        widths: Prefixes kept after each level, at most as many as there are (`beam_widths`).
+        penalties: As for `beam_codes`.
+        max_bytes: Bound on the chunk of scores held at once.
+
+    Returns:
+        Codes, shape (N, widths[-1], depth), int64, best first.
+    """
+    if not tables:
+        return torch.empty(x.shape[0], 1, 0, dtype=torch.int64, device=x.device)
     largest = max(table.shape[0] for table in tables)
-    bytes_per_row = beam * (largest + 2 * x.shape[1]) * x.element_size()
-    codes = torch.empty(x.shape[0], len(tables), dtype=torch.int64, device=x.device)
-    for rows in chunk_slices(x.shape[0], bytes_per_row, max_bytes):
-        codes[rows] = _beam_chunk(x[rows], tables, beam)
+    # a score, the key that it is sorted by and a temporary of that; residuals before and after
+    bytes_per_candidate = x.element_size() + 2 * torch.int64.itemsize
+    bytes_per_prefix = largest * bytes_per_candidate + 2 * x.shape[1] * x.element_size()
+    codes = torch.empty(x.shape[0], widths[-1], len(tables), dtype=torch.int64, device=x.device)
+    for rows in chunk_slices(x.shape[0], max(widths) * bytes_per_prefix, max_bytes):
+        codes[rows] = _beam_chunk(x[rows], tables, widths, penalties)
     return codes
 
 
-def _beam_chunk(x: Tensor, tables: Sequence[Tensor], beam: int) -> Tensor:
+def _beam_chunk(
+    x: Tensor,
+    tables: Sequence[Tensor],
+    widths: Sequence[int],
+    penalties: Sequence[Tensor] | None,
+) -> Tensor:
     residuals = x[:, None]
     codes = torch.empty(x.shape[0], 1, 0, dtype=torch.int64, device=x.device)
-    for table in tables:
+    spent = x.new_zeros(x.shape[0], 1)  # half the penalties of each prefix
+    for level, table in enumerate(tables):
         scores, norms = _half_distances(residuals.flatten(0, 1), table)
-        errors = (scores + norms).unflatten(0, residuals.shape[:2]).flatten(1)
-        kept = errors.topk(min(beam, errors.shape[1]), dim=1, largest=False).indices
+        errors = (scores + norms).unflatten(0, residuals.shape[:2])
+        if penalties is not None:
+            costs = spent[..., None] + penalties[level].to(x.dtype) / 2
+            errors = errors + costs
+        kept = smallest_first(errors.flatten(1), widths[level])
         parents, chosen = kept // table.shape[0], kept % table.shape[0]
         parent_codes = codes.gather(1, parents[..., None].expand(-1, -1, codes.shape[2]))
         codes = torch.cat([parent_codes, chosen[..., None]], dim=2)
         parent_residuals = residuals.gather(1, parents[..., None].expand(-1, -1, x.shape[1]))
         residuals = parent_residuals - table[chosen]
-    return codes[:, 0] if len(tables) else codes.squeeze(1)
+        if penalties is not None:
+            spent = costs.flatten(1).gather(1, kept)
+    return codes
+
+
+def smallest_first(values: Tensor, count: int) -> Tensor:
+    """Indices of the smallest values of each row, in order; equal ones by index.
+
+    Args:
+        values: Shape (N, n), float32 or float64.
+        count: How many, at most n.
+
+    Returns:
+        Indices, shape (N, count), int64.
+    """
+    if values.dtype != torch.float32:
+        return values.sort(dim=1, stable=True).indices[:, :count]
+    # The bits of floats, all but the sign flipped where it is set, order as the floats do. With
+    # the index below them no two keys are equal. Adding 0 turns -0.0 into 0.0.
+    bits = (values + 0.0).view(torch.int32)
+    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
+    keys |= torch.arange(values.shape[1], device=values.device)
+    return keys.topk(count, dim=1, largest=False).values & 0xFFFFFFFF
 
 
 def soft_assignment(x: Tensor, table: Tensor, tau: float) -> Tensor:

@@ -11,7 +11,10 @@ from rqtoolkit.cli.app import app
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 INTERNAL = {
-    # Argument checks, file layouts, drawing and commands, which have no readers outside.
+    # Argument checks, inner loops, file layouts, drawing and commands, with no readers outside.
+    "rqtoolkit.functional.kernels.compiled",
+    "rqtoolkit.functional.kernels.cpu_beam",
+    "rqtoolkit.functional.kernels.torch_beam",
     "rqtoolkit.transformer.checks",
     "rqtoolkit.quantizers.checks",
     "rqtoolkit.io.parquet",

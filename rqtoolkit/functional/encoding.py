@@ -1,0 +1,188 @@
+"""Encode vectors with fixed codebooks: greedy and beam search at the speed of one matrix product.
+
+Vectors meet the codewords of all levels in one product; what residuals would say beyond that
+comes from a table of inner products between codewords (`CodebookProducts`). Codebooks whose table
+does not fit the memory allowed are searched on residuals instead (`assign.beam_prefixes`).
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rqtoolkit.functional.arguments import check_count
+from rqtoolkit.functional.assign import (
+    DEFAULT_MAX_BYTES,
+    beam_prefixes,
+    beam_widths,
+    chunk_slices,
+)
+from rqtoolkit.functional.codebook_products import CodebookProducts, product_bytes
+from rqtoolkit.functional.kernels import torch_beam
+
+__all__ = ["encode_prefixes", "encode_vectors"]
+
+_CHUNK_BYTES = 2 * 2**20  # of inner products per thread: they stay in the caches
+_PRODUCTS_SHARE = 0.75  # of the memory allowed; the rest is for chunks
+_SMALL_WORK = 2**20  # candidates that plain torch scores in less time than a compiler takes
+
+
+def encode_vectors(
+    x: Tensor,
+    tables: Sequence[Tensor],
+    *,
+    beam: int = 1,
+    penalties: Sequence[Tensor] | None = None,
+    products: CodebookProducts | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    threads: int | None = None,
+) -> Tensor:
+    """Encode vectors as stacks of codes of the smallest error that a beam search finds.
+
+    Args:
+        x: Vectors, shape (N, dim), float32.
+        tables: One (K_d, dim) float32 tensor per level; sizes may differ.
+        beam: Prefixes kept after each level but the last; 1 is the greedy rule.
+        penalties: Added to the squared error where a codeword is used, one (K_d,) tensor per
+            level.
+        products: `CodebookProducts.of` these tables and penalties, or of more levels of which
+            they are the first, where the caller has them.
+        max_bytes: Bound on the memory taken beyond input and output.
+        threads: On a CPU; as many as torch uses when None.
+
+    Returns:
+        Codes, shape (N, levels), int64. Of equal errors, the one that extends the better prefix
+        wins, then the lower code.
+
+    Raises:
+        ConfigError: If beam or threads is not a whole number of at least 1.
+    """
+    widths = beam_widths(_sizes(tables), check_count("encode_vectors", "beam", beam))
+    widths[-1:] = [1]
+    return _encode(x, tables, widths, penalties, products, max_bytes, threads)[:, 0]
+
+
+def encode_prefixes(
+    x: Tensor,
+    tables: Sequence[Tensor],
+    *,
+    beam: int = 1,
+    penalties: Sequence[Tensor] | None = None,
+    products: CodebookProducts | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    threads: int | None = None,
+) -> Tensor:
+    """Encode vectors as all the stacks of codes that a beam search ends with.
+
+    Args:
+        x: As for `encode_vectors`, and so are the others.
+
+    Returns:
+        Codes, shape (N, prefixes, levels), int64, best first; as many prefixes as the beam, or as
+        there are stacks.
+    """
+    widths = beam_widths(_sizes(tables), check_count("encode_prefixes", "beam", beam))
+    return _encode(x, tables, widths, penalties, products, max_bytes, threads)
+
+
+def _sizes(tables: Sequence[Tensor]) -> list[int]:
+    return [len(table) for table in tables]
+
+
+def _encode(
+    x: Tensor,
+    tables: Sequence[Tensor],
+    widths: Sequence[int],
+    penalties: Sequence[Tensor] | None,
+    products: CodebookProducts | None,
+    max_bytes: int,
+    threads: int | None,
+) -> Tensor:
+    if not tables or product_bytes(_sizes(tables)) > _PRODUCTS_SHARE * max_bytes:
+        return beam_prefixes(x, tables, widths, penalties=penalties, max_bytes=max_bytes)
+    if products is None:
+        products = CodebookProducts.of(tables, penalties)
+    free = max_bytes - products.bytes
+    if x.device.type != "cpu" or _is_small(len(x), products, widths):
+        return _encode_with_torch(x, products, widths, free)
+    threads = (
+        torch.get_num_threads() if threads is None else check_count("encode", "threads", threads)
+    )
+    return _encode_on_cpu(x, products, widths, free, check_count("encode", "threads", threads))
+
+
+def _is_small(rows: int, products: CodebookProducts, widths: Sequence[int]) -> bool:
+    return rows * max(widths) * products.starts[len(widths)] < _SMALL_WORK
+
+
+def _inner_products(x: Tensor, products: CodebookProducts, levels: int) -> Tensor:
+    """Inner products of vectors with the codewords of the first levels, (N, columns)."""
+    x, codewords = products.normalized(x), products.codewords[: products.starts[levels]]
+    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        # oneDNN is twice as fast as MKL on AMD's processors. Of two vectors or more, each has the
+        # same result whatever the others are.
+        pair = x.expand(2, -1) if len(x) == 1 else x
+        return torch.ops.mkldnn._linear_pointwise(pair, codewords, None, "none", [], "")[: len(x)]
+    return x @ codewords.T
+
+
+def _encode_with_torch(
+    x: Tensor, products: CodebookProducts, widths: Sequence[int], free: int
+) -> Tensor:
+    columns = products.starts[len(widths)]
+    # gains and scores, then keys, of one level
+    bytes_per_row = 4 * columns + 32 * max(widths) * max(products.sizes)
+    codes = x.new_empty(len(x), widths[-1], len(widths), dtype=torch.int64)
+    for rows in chunk_slices(len(x), bytes_per_row, free):
+        dots = _inner_products(x[rows], products, len(widths))
+        codes[rows] = torch_beam.beam_prefixes(dots, products, widths)
+    return codes
+
+
+def _encode_on_cpu(
+    x: Tensor, products: CodebookProducts, widths: Sequence[int], free: int, threads: int
+) -> Tensor:
+    from rqtoolkit.functional.kernels import cpu_beam
+
+    levels = len(widths)
+    tensors = (products.offsets.numpy(), products.products.numpy())
+    numbers = (products.starts, products.sizes, products.row_starts, products.row_lengths, widths)
+    layout = tuple(np.array(values, dtype=np.int64) for values in numbers)
+    codes = torch.empty(len(x), widths[-1], levels, dtype=torch.int64)
+
+    def search(rows: slice) -> None:
+        dots = _inner_products(x[rows], products, levels)
+        cpu_beam.beam_prefixes(dots.view(-1).numpy(), *tensors, *layout, codes.numpy()[rows])
+
+    bytes_per_row = 4 * (products.starts[levels] + x.shape[1])
+    _share(search, chunk_slices(len(x), bytes_per_row, min(_CHUNK_BYTES, free // threads)), threads)
+    return codes
+
+
+def _share(work: Callable[[slice], None], chunks: Iterator[slice], threads: int) -> None:
+    """Do all chunks on `threads` threads, each of which computes alone.
+
+    One thread multiplies matrices while another searches, with no pool of a library waiting busily
+    for its next call on the core that another one needs.
+    """
+    own_threads = torch.get_num_threads()
+    if threads == own_threads == 1:
+        deque(map(work, chunks), maxlen=0)
+        return
+    chunks = iter(list(chunks))
+
+    def drain() -> None:
+        for chunk in chunks:  # a list's iterator may be shared between threads
+            work(chunk)
+
+    # In torch, a thread's number of threads is its own, and that of threads yet to be born.
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for done in [pool.submit(drain) for _ in range(threads)]:
+                done.result()
+        finally:
+            deque(chunks, maxlen=0)
+            torch.set_num_threads(own_threads)
