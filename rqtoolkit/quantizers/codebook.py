@@ -89,7 +89,8 @@ class CodebookTables(nn.Module):
 
     def set_penalties(self, penalties: Tensor | None) -> None:
         """Keep what each entry adds to the squared error: shape (depth, K), or None."""
-        device = self.tables.device
+        # Tables without storage are about to be replaced by those of a state, on the CPU.
+        device = "cpu" if self.tables.is_meta else self.tables.device
         self.penalties = torch.empty(0, 0) if penalties is None else penalties.detach().float()
         self.penalties = self.penalties.to(device)
 
