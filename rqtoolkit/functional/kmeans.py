@@ -32,8 +32,9 @@ def import_faiss() -> ModuleType:
         import faiss
     except ImportError as error:
         raise MissingDependencyError(
-            "rqtoolkit: faiss is not installed; k-means needs it. Install one of them (never both, "
-            "they provide the same module): pip install 'rqtoolkit[cpu]' or 'rqtoolkit[gpu]'."
+            "rqtoolkit: faiss is not installed; k-means and faiss indexes need it. Install one of "
+            "them (never both, they provide the same module): pip install 'rqtoolkit[cpu]' or "
+            "'rqtoolkit[gpu]'."
         ) from error
     return faiss
 

@@ -39,6 +39,10 @@ class Quantizer(nn.Module, ABC):
     frozen: bool = False
 
     @abstractmethod
+    def encode(self, x: Tensor, *, beam: int | None = None) -> Tensor:
+        """Encode vectors (..., dim) as codes (..., depth), int64; beam None is `self.beam`."""
+
+    @abstractmethod
     def _sum(self, codes: Tensor) -> Tensor:
         """Return what codes (N, d) of the first d levels stand for, shape (N, dim), float32."""
 

@@ -22,7 +22,7 @@ from rqtoolkit.functional.gradient import straight_through
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.functional.soft_targets import SoftTargets, soft_targets
 from rqtoolkit.io.artifact import check_tensors
-from rqtoolkit.quantizers import checks
+from rqtoolkit.quantizers import checks, faiss_bridge
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.codebook import CodebookTables
 from rqtoolkit.quantizers.levels import quantize_levels
@@ -401,6 +401,9 @@ class ResidualQuantizer(Quantizer):
         self.state.set_tables(tables, vectors=len(x) * (self.depth if self.shared_codebook else 1))
         self.state.set_penalties(penalties)
         return self
+
+    to_faiss = faiss_bridge.to_faiss
+    from_faiss = classmethod(faiss_bridge.from_faiss)
 
     def _sum(self, codes: Tensor) -> Tensor:
         return sum_codewords(codes, self._levels(codes.shape[1]))
