@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rqtoolkit.estimators import ResidualKMeans
-    from rqtoolkit.quantizers import ResidualQuantizer
+    from rqtoolkit.quantizers import GroupedResidualQuantizer, ResidualQuantizer
     from rqtoolkit.transformer import RQTransformer
 
-__all__ = ["RQTransformer", "ResidualKMeans", "ResidualQuantizer", "__version__"]
+__all__ = [
+    "GroupedResidualQuantizer",
+    "RQTransformer",
+    "ResidualKMeans",
+    "ResidualQuantizer",
+    "__version__",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
+    "GroupedResidualQuantizer": "rqtoolkit.quantizers",
     "RQTransformer": "rqtoolkit.transformer",
     "ResidualKMeans": "rqtoolkit.estimators",
     "ResidualQuantizer": "rqtoolkit.quantizers",

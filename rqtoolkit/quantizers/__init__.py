@@ -1,12 +1,14 @@
 """Quantizers as torch modules."""
 
 from rqtoolkit.quantizers.base import Quantizer
+from rqtoolkit.quantizers.grouped import GroupedResidualQuantizer
 from rqtoolkit.quantizers.loading import load_quantizer
 from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput, SoftCodes
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 
 __all__ = [
     "CodeStats",
+    "GroupedResidualQuantizer",
     "Quantizer",
     "QuantizerOutput",
     "ResidualQuantizer",

@@ -22,8 +22,8 @@ class Quantizer(nn.Module, ABC):
 
     Attributes:
         dim: Vector size.
-        depth: Codes a vector.
-        codebook_sizes: Entries of each level, length depth.
+        depth: Residual levels.
+        codebook_sizes: Entries of each code's table, one number for each code of a vector.
         channels_first: Whether vectors are (B, dim, ...) in place of (..., dim).
         beam: Prefixes that `encode` keeps unless told otherwise.
         frozen: Whether `freeze` was called.
@@ -40,11 +40,11 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, x: Tensor, *, beam: int | None = None) -> Tensor:
-        """Encode vectors (..., dim) as codes (..., depth), int64; beam None is `self.beam`."""
+        """Encode vectors (..., dim) as codes (..., D), int64; beam None is `self.beam`."""
 
     @abstractmethod
     def _sum(self, codes: Tensor) -> Tensor:
-        """Return what codes (N, d) of the first d levels stand for, shape (N, dim), float32."""
+        """Return what the first d codes (N, d) stand for, shape (N, dim), float32."""
 
     @abstractmethod
     def _stored(self) -> dict[str, Tensor]:
@@ -59,16 +59,16 @@ class Quantizer(nn.Module, ABC):
         """
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return the vectors that codes stand for; any prefix of the levels decodes.
+        """Return the vectors that codes stand for; any prefix of a stack decodes.
 
         Args:
-            codes: Shape (..., d), integers, d between 1 and depth.
+            codes: Shape (..., d), integers, d from 1 to the codes of a vector.
 
         Returns:
             Vectors, shape (..., dim), or (B, dim, ...) with channels_first, float32.
 
         Raises:
-            ShapeError: If d exceeds the quantizer's depth.
+            ShapeError: If d exceeds that.
             DataError: If a code is no integer or out of range.
         """
         flat = checks.check_codes(codes, self.codebook_sizes, self._name("decode"))

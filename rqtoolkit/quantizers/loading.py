@@ -7,11 +7,14 @@ import torch
 from rqtoolkit.errors import ArtifactError
 from rqtoolkit.io.artifact import artifact_class
 from rqtoolkit.quantizers.base import Quantizer
+from rqtoolkit.quantizers.grouped import GroupedResidualQuantizer
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 
 __all__ = ["load_quantizer"]
 
-_KINDS: dict[str, type[Quantizer]] = {kind.__name__: kind for kind in (ResidualQuantizer,)}
+_KINDS: dict[str, type[Quantizer]] = {
+    kind.__name__: kind for kind in (ResidualQuantizer, GroupedResidualQuantizer)
+}
 
 
 def load_quantizer(path: str | Path, device: str | torch.device = "cpu") -> Quantizer:
