@@ -29,13 +29,13 @@ class NeighbourSearch:
     """Nearest neighbours of queries among rows that come in chunks, exact.
 
     Equal scores go to the earlier row. Memory beside the arguments and the k results of each query
-    is `max_bytes`, and a copy of the queries and of the chunk at hand.
+    is `max_bytes` and two copies of the queries.
 
     Args:
         queries: Shape (Q, dim), finite.
         k: Neighbours of each.
         metric: "l2": the least ‖q − y‖² first; "ip": the largest ⟨q, y⟩ first.
-        max_bytes: Bound on the scores held at once.
+        max_bytes: Bound on the memory at work.
         threads: Threads to use; as many as torch does when None.
 
     Raises:
@@ -75,19 +75,20 @@ class NeighbourSearch:
         """Search further rows, numbered on from those before.
 
         Args:
-            rows: Shape (n, dim), finite.
+            rows: Shape (n, dim), finite; also memory-mapped.
 
         Raises:
             ShapeError: If they do not have the queries' dimension.
             DataError: If they are not finite numbers within ±1e15.
         """
-        rows = _matrix(rows, "base", self.queries.shape[1])
+        count, dim = self.queries.shape
+        width = 4 * (min(count, _QUERIES_AT_A_TIME) + 3 * dim)  # bounds, and copies of a row
         workers = self.threads or torch.get_num_threads()
         with limited_threads(self.threads), ThreadPoolExecutor(workers) as pool:
-            for block in chunk_slices(len(self.queries), 1, _QUERIES_AT_A_TIME):
-                width = 4 * len(self.queries[block])
-                for part in chunk_slices(len(rows), width, self.max_bytes):
-                    self._search(block, rows[part], self.rows + part.start, workers, pool)
+            for part in chunk_slices(len(rows), width, self.max_bytes):
+                chunk = _matrix(rows[part], "base", dim)
+                for block in chunk_slices(count, 1, _QUERIES_AT_A_TIME):
+                    self._search(block, chunk, self.rows + part.start, workers, pool)
         self.rows += len(rows)
 
     @property
@@ -171,7 +172,7 @@ def exact_neighbours(
         base: Rows to search, (N, dim), or an iterable of chunks (n, dim) of them.
         k: Neighbours of each query, at most N.
         metric: As the other arguments, the rule for ties and the errors, in `NeighbourSearch`.
-        max_bytes: Bound on the scores held at once.
+        max_bytes: Bound on the memory at work.
         threads: Threads to use; as many as torch does when None.
     """
     search = NeighbourSearch(queries, k, metric=metric, max_bytes=max_bytes, threads=threads)
@@ -235,7 +236,7 @@ class RecallMeter:
         queries: Shape (Q, dim).
         ks: Numbers of first results to look at.
         metrics: "l2", "ip", or both.
-        max_bytes: Bound on the scores held at once.
+        max_bytes: Bound on the memory at work.
         threads: Threads to use; as many as torch does when None.
     """
 
@@ -288,7 +289,7 @@ def _matrix(x: NDArray, name: str, dim: int | None) -> NDArray[np.float32]:
         raise ShapeError(f"exact_neighbours: {name} has to be {wanted}; got shape {x.shape}.")
     with np.errstate(over="ignore"):
         x = np.ascontiguousarray(x, dtype=np.float32)
-    if x.size and not (np.abs(x) <= _LARGEST).all():
+    if x.size and not (x.min() >= -_LARGEST and x.max() <= _LARGEST):  # nor is NaN
         raise DataError(
             f"exact_neighbours: {name} has NaN, infinite or huge values (over {_LARGEST:g}). "
             "Remove, mend or scale them."

@@ -35,7 +35,7 @@ def evaluate_recall(
         ks: Numbers of first results to look at.
         metrics: "l2", "ip", or both.
         beam: Prefixes kept in encoding; the quantizer's own number when None.
-        max_bytes: Bound on the scores held at once.
+        max_bytes: Bound on the memory of the search at work.
         threads: Threads of the search; as many as torch uses when None.
 
     Returns:

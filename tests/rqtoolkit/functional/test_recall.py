@@ -1,5 +1,7 @@
 """Exact neighbours against brute force in float64, and recall against counting by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -67,19 +69,18 @@ def test_neither_chunks_nor_bytes_nor_threads_change_the_result(metric):
     assert (whole == small).all()
 
 
-def test_scores_held_at_once_stay_within_the_budget(monkeypatch):
-    held = []
-    bounds = NeighbourSearch._lower_bounds
-
-    def watched(self, queries, rows):
-        result = bounds(self, queries, rows)
-        held.append(result.nbytes)
-        return result
-
-    monkeypatch.setattr(NeighbourSearch, "_lower_bounds", watched)
-    exact_neighbours(np.ones((1500, 3)), np.ones((900, 3)), 2, max_bytes=100_000)
-    assert sum(held) == 1500 * 900 * 4
-    assert max(held) <= 100_000
+@pytest.mark.parametrize(("count", "dim"), [(1, 64), (1500, 3)])
+def test_memory_at_work_stays_within_the_budget(count, dim):
+    base = np.ones((30_000, dim))
+    exact_neighbours(np.ones((count, dim)), base[:9], 2)  # compiled before it is measured
+    tracemalloc.start()
+    try:
+        exact_neighbours(np.ones((count, dim)), base, 2, max_bytes=500_000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Beside it queries in float64, float32 and centred, and the results.
+    assert peak < 500_000 + count * (24 * dim + 50) + 100_000
 
 
 def test_threads_are_restored():
