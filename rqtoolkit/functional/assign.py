@@ -18,6 +18,7 @@ __all__ = [
     "beam_widths",
     "chunk_slices",
     "greedy_codes",
+    "half_distances",
     "level_tables",
     "nearest_codes",
     "smallest_first",
@@ -48,11 +49,15 @@ def level_tables(tables: Tensor, codebook_sizes: Sequence[int], depth: int) -> l
     return [tables[level, : codebook_sizes[level]] for level in range(depth)]
 
 
-def _half_distances(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+def half_distances(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """Return ½‖x − e‖² − ½‖x‖² (N, K), and ½‖x‖² (N, 1), both about the table's mean.
 
     Distances do not change when both sides move; moving the table's mean to the origin keeps the
     expanded square from cancelling where data lie far from it.
+
+    Args:
+        x: Vectors, shape (N, dim).
+        table: Codewords, shape (K, dim), same dtype.
     """
     center = table.mean(dim=0)
     x, table = x - center, table - center
@@ -73,7 +78,7 @@ def nearest_codes(x: Tensor, table: Tensor, *, max_bytes: int = DEFAULT_MAX_BYTE
     """
     codes = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
     for rows in chunk_slices(x.shape[0], table.shape[0] * x.element_size(), max_bytes):
-        codes[rows] = _half_distances(x[rows], table)[0].argmin(dim=1)
+        codes[rows] = half_distances(x[rows], table)[0].argmin(dim=1)
     return codes
 
 
@@ -186,7 +191,7 @@ def _beam_chunk(
     codes = torch.empty(x.shape[0], 1, 0, dtype=torch.int64, device=x.device)
     spent = x.new_zeros(x.shape[0], 1)  # half the penalties of each prefix
     for level, table in enumerate(tables):
-        scores, norms = _half_distances(residuals.flatten(0, 1), table)
+        scores, norms = half_distances(residuals.flatten(0, 1), table)
         errors = (scores + norms).unflatten(0, residuals.shape[:2])
         if penalties is not None:
             costs = spent[..., None] + penalties[level].to(x.dtype) / 2
@@ -236,7 +241,7 @@ def soft_assignment(x: Tensor, table: Tensor, tau: float) -> Tensor:
     References:
         Lee et al., CVPR 2022, section 3.2.3 (soft labels).
     """
-    scores, _ = _half_distances(x, table)
+    scores, _ = half_distances(x, table)
     return scores.mul_(-2.0 / tau).softmax(dim=1)
 
 

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import add, mul
 
 import torch
 from torch import Tensor
@@ -32,15 +33,18 @@ def _padded(sizes: Sequence[int]) -> list[int]:
     return [-(-size // LANES) * LANES for size in sizes]
 
 
-def _row_lengths(sizes: Sequence[int]) -> list[int]:
-    """Columns of the levels after each level."""
+def _row_lengths(sizes: Sequence[int], both_ways: bool) -> list[int]:
+    """Columns of the levels after each level; both ways, of all levels but itself."""
     padded = _padded(sizes)
+    if both_ways:
+        return [sum(padded) - own for own in padded]
     return [sum(padded[level + 1 :]) for level in range(len(sizes))]
 
 
-def product_bytes(sizes: Sequence[int]) -> int:
+def product_bytes(sizes: Sequence[int], *, both_ways: bool = False) -> int:
     """Bytes of the inner products between the codewords of levels of these sizes."""
-    return 4 * sum(size * length for size, length in zip(sizes, _row_lengths(sizes), strict=True))
+    lengths = _row_lengths(sizes, both_ways)
+    return 4 * sum(size * length for size, length in zip(sizes, lengths, strict=True))
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,15 @@ class CodebookProducts:
         codewords: Shape (columns, dim), float32; padding is 0.
         offsets: ½‖c‖² + ½ penalty of each codeword, shape (columns,); padding is infinite.
         products: Inner products, flat. The row of codeword k of level i holds those with the
-            codewords of all later levels, and begins at `row_starts[i] + k * row_lengths[i]`.
+            codewords of all later levels from `row_starts[i] + k * row_lengths[i]` on and, both
+            ways, those with all earlier ones right before.
         shift: Mean of the first level, shape (dim,).
         scale: Power of two that vectors and codewords are multiplied by.
         sizes: Codewords of each level.
         starts: First column of each level, and the number of columns.
         row_starts: Where the rows of each level begin in `products`.
         row_lengths: Columns of a row of each level.
+        both_ways: Whether rows hold earlier levels too: beam search needs none, refinement does.
     """
 
     codewords: Tensor
@@ -74,10 +80,15 @@ class CodebookProducts:
     starts: tuple[int, ...]
     row_starts: tuple[int, ...]
     row_lengths: tuple[int, ...]
+    both_ways: bool
 
     @classmethod
     def of(
-        cls, tables: Sequence[Tensor], penalties: Sequence[Tensor] | None = None
+        cls,
+        tables: Sequence[Tensor],
+        penalties: Sequence[Tensor] | None = None,
+        *,
+        both_ways: bool = False,
     ) -> "CodebookProducts":
         """Compute the products of some codebooks.
 
@@ -85,11 +96,13 @@ class CodebookProducts:
             tables: One (K_d, dim) float32 tensor per level; sizes may differ.
             penalties: Added to the squared error where a codeword is used, one (K_d,) tensor per
                 level, in the squared units of the data.
+            both_ways: Keep each product twice, in the rows of either codeword.
         """
         sizes = tuple(len(table) for table in tables)
         starts = tuple(accumulate(_padded(sizes), initial=0))
-        row_lengths = tuple(_row_lengths(sizes))
-        row_starts = (0, *accumulate(n * size for n, size in zip(row_lengths, sizes, strict=True)))
+        row_lengths = tuple(_row_lengths(sizes, both_ways))
+        *first_rows, end = accumulate(map(mul, sizes, row_lengths), initial=0)
+        row_starts = tuple(map(add, first_rows, starts)) if both_ways else tuple(first_rows)
         shift = tables[0].mean(dim=0)
         centered = [tables[0] - shift, *tables[1:]]
         largest = max(float(table.abs().max()) for table in centered)
@@ -104,22 +117,42 @@ class CodebookProducts:
                 half = half + penalties[level].double() * (scale * scale / 2)
             offsets[start : start + size] = half.clamp(max=_LARGEST_OFFSET)
 
-        products = codewords.new_empty(row_starts[-1])
-        for level, size in enumerate(sizes[:-1]):
-            rows = products[row_starts[level] : row_starts[level + 1]].view(size, -1)
-            own = codewords[starts[level] : starts[level] + size]
-            torch.mm(own, codewords[starts[level + 1] :].T, out=rows)
-        return cls(
+        made = cls(
             codewords=codewords,
             offsets=offsets,
-            products=products,
+            products=codewords.new_zeros(end),
             shift=shift,
             scale=scale,
             sizes=sizes,
             starts=starts,
-            row_starts=row_starts[:-1],
+            row_starts=row_starts,
             row_lengths=row_lengths,
+            both_ways=both_ways,
         )
+        made._multiply()
+        return made
+
+    def _multiply(self) -> None:
+        for level, size in enumerate(self.sizes[:-1]):
+            begin, end = self.starts[level : level + 2]
+            after = self.rows_of(level)[1]
+            torch.mm(self.codewords[begin : begin + size], self.codewords[end:].T, out=after)
+            for later in range(level + 1, len(self.sizes)) if self.both_ways else ():
+                first = self.starts[later] - end
+                block = after[:, first : first + self.sizes[later]]
+                self.rows_of(later)[0][:, begin : begin + size] = block.T
+
+    def rows_of(self, level: int) -> tuple[Tensor, Tensor]:
+        """Products of one level's codewords with those of all earlier and all later levels.
+
+        Returns:
+            Two views, (K, columns before the level; none unless both ways) and (K, columns after).
+        """
+        size, length = self.sizes[level], self.row_lengths[level]
+        before = self.starts[level] if self.both_ways else 0
+        first = self.row_starts[level] - before
+        rows = self.products[first : first + size * length].view(size, length)
+        return rows[:, :before], rows[:, before:]
 
     @property
     def bytes(self) -> int:

@@ -23,10 +23,10 @@ from rqtoolkit.functional.assign import (
 from rqtoolkit.functional.codebook_products import CodebookProducts, product_bytes
 from rqtoolkit.functional.kernels import torch_beam
 
-__all__ = ["encode_prefixes", "encode_vectors"]
+__all__ = ["encode_prefixes", "encode_vectors", "inner_products", "share_chunks"]
 
-_CHUNK_BYTES = 2 * 2**20  # of inner products per thread: they stay in the caches
-_PRODUCTS_SHARE = 0.75  # of the memory allowed; the rest is for chunks
+CHUNK_BYTES = 2 * 2**20  # of inner products per thread: they stay in the caches
+PRODUCTS_SHARE = 0.75  # of the memory allowed; the rest is for chunks
 _SMALL_WORK = 2**20  # candidates that plain torch scores in less time than a compiler takes
 
 
@@ -101,7 +101,7 @@ def _encode(
     max_bytes: int,
     threads: int | None,
 ) -> Tensor:
-    if not tables or product_bytes(_sizes(tables)) > _PRODUCTS_SHARE * max_bytes:
+    if not tables or product_bytes(_sizes(tables)) > PRODUCTS_SHARE * max_bytes:
         return beam_prefixes(x, tables, widths, penalties=penalties, max_bytes=max_bytes)
     if products is None:
         products = CodebookProducts.of(tables, penalties)
@@ -118,8 +118,17 @@ def _is_small(rows: int, products: CodebookProducts, widths: Sequence[int]) -> b
     return rows * max(widths) * products.starts[len(widths)] < _SMALL_WORK
 
 
-def _inner_products(x: Tensor, products: CodebookProducts, levels: int) -> Tensor:
-    """Inner products of vectors with the codewords of the first levels, (N, columns)."""
+def inner_products(x: Tensor, products: CodebookProducts, levels: int) -> Tensor:
+    """Inner products of vectors with the codewords of the first levels.
+
+    Args:
+        x: Vectors, shape (N, dim), float32.
+        products: Of the codebooks.
+        levels: How many of them.
+
+    Returns:
+        Shape (N, columns of these levels), float32, as scaled as the codewords of `products`.
+    """
     x, codewords = products.normalized(x), products.codewords[: products.starts[levels]]
     if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
         # oneDNN is twice as fast as MKL on AMD's processors. Of two vectors or more, each has the
@@ -137,7 +146,7 @@ def _encode_with_torch(
     bytes_per_row = 4 * columns + 32 * max(widths) * max(products.sizes)
     codes = x.new_empty(len(x), widths[-1], len(widths), dtype=torch.int64)
     for rows in chunk_slices(len(x), bytes_per_row, free):
-        dots = _inner_products(x[rows], products, len(widths))
+        dots = inner_products(x[rows], products, len(widths))
         codes[rows] = torch_beam.beam_prefixes(dots, products, widths)
     return codes
 
@@ -154,19 +163,26 @@ def _encode_on_cpu(
     codes = torch.empty(len(x), widths[-1], levels, dtype=torch.int64)
 
     def search(rows: slice) -> None:
-        dots = _inner_products(x[rows], products, levels)
+        dots = inner_products(x[rows], products, levels)
         cpu_beam.beam_prefixes(dots.view(-1).numpy(), *tensors, *layout, codes.numpy()[rows])
 
     bytes_per_row = 4 * (products.starts[levels] + x.shape[1])
-    _share(search, chunk_slices(len(x), bytes_per_row, min(_CHUNK_BYTES, free // threads)), threads)
+    share_chunks(
+        search, chunk_slices(len(x), bytes_per_row, min(CHUNK_BYTES, free // threads)), threads
+    )
     return codes
 
 
-def _share(work: Callable[[slice], None], chunks: Iterator[slice], threads: int) -> None:
+def share_chunks(work: Callable[[slice], None], chunks: Iterator[slice], threads: int) -> None:
     """Do all chunks on `threads` threads, each of which computes alone.
 
     One thread multiplies matrices while another searches, with no pool of a library waiting busily
     for its next call on the core that another one needs.
+
+    Args:
+        work: Called with each chunk.
+        chunks: Slices of rows.
+        threads: At least 1.
     """
     own_threads = torch.get_num_threads()
     if threads == own_threads == 1:

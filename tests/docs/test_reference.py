@@ -14,8 +14,10 @@ INTERNAL = {
     # Argument checks, inner loops, file layouts, drawing and commands, with no readers outside.
     "rqtoolkit.functional.kernels.compiled",
     "rqtoolkit.functional.kernels.cpu_beam",
+    "rqtoolkit.functional.kernels.cpu_refinement",
     "rqtoolkit.functional.kernels.neighbours",
     "rqtoolkit.functional.kernels.torch_beam",
+    "rqtoolkit.functional.kernels.torch_refinement",
     "rqtoolkit.transformer.checks",
     "rqtoolkit.quantizers.checks",
     "rqtoolkit.io.parquet",
