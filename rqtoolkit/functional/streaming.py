@@ -23,7 +23,7 @@ class RateDistortionSums:
         rows: Number of vectors.
         mean: Mean of each dimension, shape (dim,), float64.
         spread: Squared distance to that mean, summed over vectors and dimensions.
-        errors: Squared error of the first 1, 2, … levels summed over vectors, shape (depth,).
+        errors: Squared error of the first 1, 2, … levels summed over vectors, shape (levels,).
         counts: How often each entry of each level was chosen, depth arrays (codebook_size,).
 
     References:
@@ -46,7 +46,8 @@ class RateDistortionSums:
         Args:
             x: Vectors, shape (N, dim).
             codes: Codes, shape (N, depth), integers.
-            partial_sums: What the first 1, 2, … levels decode to, shape (N, depth, dim).
+            partial_sums: What the first 1, 2, … levels decode to, shape (N, levels, dim): as many
+                levels as codes, or fewer where a level has several codes.
             codebook_sizes: Entries of each level, length depth.
 
         Raises:
@@ -54,10 +55,10 @@ class RateDistortionSums:
             DataError: If the codes are not integers or leave [0, codebook_size).
         """
         rows, dim = x.shape
-        if partial_sums.shape != (rows, codes.shape[-1], dim) or len(codes) != rows:
+        if partial_sums.ndim != 3 or partial_sums.shape[::2] != (rows, dim) or len(codes) != rows:
             raise ShapeError(
                 f"RateDistortionSums.of: x {x.shape}, codes {codes.shape} and partial_sums "
-                f"{partial_sums.shape} have to be (N, dim), (N, depth) and (N, depth, dim)."
+                f"{partial_sums.shape} have to be (N, dim), (N, depth) and (N, levels, dim)."
             )
         counts = tuple(code_counts(codes, codebook_sizes))
         exact = x.astype(np.float64)

@@ -48,7 +48,7 @@ def write_compressed(
     frequencies: at most 32 MiB a level, half a MiB for 256 entries.
 
     Args:
-        path: File to write, usually `*.rqz`; an existing one is replaced.
+        path: File to write, usually `*.rqcodes`; an existing one is replaced.
         chunks: Arrays of shape (n, depth) that add up to `rows`; for one array pass `[codes]`.
         rows: Number of vectors; 0 makes a file without codes.
         codebook_sizes: Entries of each level.

@@ -55,6 +55,6 @@ def test_covariance_against_numpy(lengths, seed):
 def test_bad_input():
     x, codes, sums = example(4, 0)
     with pytest.raises(ShapeError, match="partial_sums"):
-        RateDistortionSums.of(x, codes, sums[:, :1], [4, 2])
+        RateDistortionSums.of(x, codes, sums[:2], [4, 2])
     with pytest.raises(DataError, match="no vector"):
         covariance([])

@@ -1,6 +1,6 @@
 """Distortion over depth and codebook size, with the bound of Gaussian data beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rqtoolkit.cli.console import json_text
-from rqtoolkit.cli.work import chunk_rows, fit_quantizer, measure, training_rows
+from rqtoolkit.cli.quantize.streams import Encoder, chunk_rows, measure
+from rqtoolkit.cli.quantize.training import fit_quantizer, options_used, training_rows
 from rqtoolkit.errors import ArtifactError, DataError
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.functional.rate_distortion import bits_per_vector, gaussian_distortion
@@ -29,8 +30,10 @@ def run_sweep(
     sizes: Sequence[int],
     out: Path,
     train_rows: int | None,
+    method: str,
+    options: Mapping[str, Any],
+    seed: int,
     progress: Progress,
-    **options: Any,
 ) -> list[dict[str, Any]]:
     """Fit every depth with every codebook size; write results.json and rate_distortion.png.
 
@@ -40,8 +43,10 @@ def run_sweep(
         sizes: Codebook sizes to fit.
         out: Folder to write into; made where it is missing.
         train_rows: Rows to fit on, drawn at random; None for 1024 for each codeword.
-        progress: Told of each fit.
+        method: Kind of quantizer.
         options: As `fit_quantizer` takes them.
+        seed: Fixes the result.
+        progress: Told of each fit.
 
     Returns:
         For each fit its depth, codebook_size, bits_per_vector, mse, relative_error, and
@@ -65,16 +70,18 @@ def run_sweep(
     spectrum = np.linalg.eigvalsh(covariance(vectors.chunks(rows))).clip(min=0)
     results = []
     for size in sizes:
-        x = training_rows(vectors, size, train_rows, options["seed"])
+        x = training_rows(vectors, size, train_rows, seed)
         for depth in depths:
             name = f"codebook size {size}, depth {depth}"
 
             def tell(text: str, done: int, total: int, name: str = name) -> None:
                 progress(f"{name}: {text}", done, total)
 
-            quantizer = fit_quantizer(x, depth, size, progress=tell, **options).freeze()
+            quantizer = fit_quantizer(
+                x, depth, size, method=method, options=options, seed=seed, progress=tell
+            ).freeze()
             chunks = vectors.chunks(chunk_rows(quantizer))
-            sums = measure(quantizer, chunks, vectors.rows, tell)
+            sums = measure(Encoder(quantizer, tell), chunks, vectors.rows)
             bits = bits_per_vector(quantizer.codebook_sizes)
             results.append(
                 {
@@ -91,7 +98,7 @@ def run_sweep(
         "rows": vectors.rows,
         "dim": vectors.dim,
         "variance": float(spectrum.sum()),
-        "options": {"train_rows": train_rows, **options},
+        "options": {"train_rows": train_rows, "seed": seed, **options_used(method, options)},
         "results": results,
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,153 @@
+"""Fit quantizers of every method: what each can be told, and the rows it is fitted on."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rqtoolkit.cli.console import message
+from rqtoolkit.cli.quantize.streams import check_dim
+from rqtoolkit.errors import ConfigError, DataError
+from rqtoolkit.functional.progress import Progress
+from rqtoolkit.io.vectors import VectorTable
+from rqtoolkit.quantizers import (
+    GroupedResidualQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    load_quantizer,
+)
+
+__all__ = ["check_options", "fit_quantizer", "load_start", "options_used", "training_rows"]
+
+_TRAIN_ROWS_PER_CODE = 1024
+_TRAIN_ELEMENTS = 2**30  # 4 GiB of float32
+
+_RESIDUAL_FIT = (
+    "rounds",
+    "starts",
+    "beam",
+    "prefix_weight",
+    "rate_weight",
+    "target_bits",
+    "time_budget",
+)
+_KINDS: dict[str, Any] = {"residual": ResidualQuantizer, "grouped": GroupedResidualQuantizer}
+_CONSTRUCTOR = {
+    "residual": ("shared_codebook",),
+    "grouped": ("shared_codebook", "groups", "rotation"),
+}
+_FIT = {"residual": _RESIDUAL_FIT, "grouped": _RESIDUAL_FIT}
+
+
+def check_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, if the method takes them.
+
+    Args:
+        method: "residual", "grouped" or "neural".
+        options: Arguments of its constructor and `fit`; None and False are left out.
+
+    Raises:
+        ConfigError: If an option is for other methods, or one is missing.
+    """
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    for name in given:
+        takers = [kind for kind in _KINDS if name in _CONSTRUCTOR[kind] + _FIT[kind]]
+        if method not in takers:
+            raise ConfigError(
+                f"{_flag(name)} is for --method {' or '.join(takers)}; got {method}. Leave it out."
+            )
+    if method == "grouped" and "groups" not in given:
+        raise ConfigError("--method grouped needs --groups: the parts to cut each vector into.")
+    return given
+
+
+def options_used(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a fit with the library's values where none were given."""
+    # Grouped quantizers hand on what those of their groups know.
+    kinds = (ResidualQuantizer, _KINDS[method])
+    defaults = {name: one.default for kind in kinds for name, one in _parameters(kind.fit)}
+    return {"method": method, **{name: defaults[name] for name in _FIT[method]}, **options}
+
+
+def training_rows(
+    vectors: VectorTable, codebook_size: int, train_rows: int | None, seed: int
+) -> NDArray[np.float32]:
+    """Read the vectors to fit on: `train_rows`, or 1024 for each codeword within 4 GiB.
+
+    Args:
+        vectors: Where they lie.
+        codebook_size: Entries of the largest level.
+        train_rows: Rows to draw; None for the default.
+        seed: Fixes the draw.
+
+    Raises:
+        DataError: If a value is NaN, infinite, or beyond float32.
+    """
+    if min(vectors.rows, train_rows or vectors.rows) < codebook_size:
+        raise DataError(
+            f"{vectors.path} offers {min(vectors.rows, train_rows or vectors.rows)} vectors to fit "
+            f"on, fewer than the {codebook_size} codes of a level. Choose smaller codebooks."
+        )
+    if train_rows is None:
+        train_rows = min(_TRAIN_ROWS_PER_CODE * codebook_size, _TRAIN_ELEMENTS // vectors.dim)
+        if train_rows < vectors.rows:
+            message(
+                f"Fitting on {train_rows} of {vectors.rows} vectors; --train-rows sets how many"
+            )
+    return vectors.sample(train_rows, seed=seed)
+
+
+def fit_quantizer(
+    x: NDArray[np.float32],
+    depth: int,
+    codebook_size: int | Sequence[int],
+    *,
+    method: str,
+    options: Mapping[str, Any],
+    seed: int,
+    progress: Progress,
+) -> Quantizer:
+    """Return a new quantizer fitted on all rows of x, shape (N, dim)."""
+    own = {name: value for name, value in options.items() if name in _CONSTRUCTOR[method]}
+    quantizer = _KINDS[method](x.shape[1], depth, codebook_size, **own)
+    rest = {name: value for name, value in options.items() if name not in own}
+    return quantizer.fit(x, **rest, max_rows=len(x), seed=seed, progress=progress)
+
+
+def load_start(
+    path: Path, vectors: VectorTable, options: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Read a quantizer to go on from.
+
+    Args:
+        path: Its file.
+        vectors: What it will be fitted on.
+        options: As for `check_options`.
+
+    Returns:
+        The quantizer, and the options that were given.
+
+    Raises:
+        ConfigError: If an option is not for its kind, or says what the file already says.
+        ShapeError: If the vectors have another dimension.
+    """
+    quantizer = load_quantizer(path)
+    method = next(name for name, kind in _KINDS.items() if isinstance(quantizer, kind))
+    for name in ("method", "depth", "codebook_size", *_CONSTRUCTOR["grouped"]):
+        if options.get(name) not in (None, False):
+            raise ConfigError(
+                f"{_flag(name)} is settled by --warm-start={path}. Leave it out, or start afresh."
+            )
+    check_dim(quantizer, vectors)
+    return quantizer, check_options(method, options)
+
+
+def _parameters(method: Callable[..., Any]) -> Iterable[tuple[str, Parameter]]:
+    return signature(method).parameters.items()
+
+
+def _flag(name: str) -> str:
+    return "--lsq-rounds" if name == "rounds" else f"--{name.replace('_', '-')}"
