@@ -1,4 +1,4 @@
-"""`to_faiss` and `from_faiss`, methods of `ResidualQuantizer`."""
+"""`to_faiss` and `from_faiss`, methods of quantizers whose codes name codewords to sum."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,7 @@ from rqtoolkit.functional.kmeans import kmeans
 from rqtoolkit.io.faiss_index import add_codes, read_index, residual_index, residual_tables
 
 if TYPE_CHECKING:
+    from rqtoolkit.quantizers.grouped import GroupedResidualQuantizer
     from rqtoolkit.quantizers.residual import ResidualQuantizer
 
 __all__ = ["from_faiss", "to_faiss"]
@@ -23,7 +24,7 @@ _VECTORS_PER_LIST = 256  # as faiss, to place the centroids of an inverted file
 
 @torch.no_grad()
 def to_faiss(
-    quantizer: "ResidualQuantizer",
+    quantizer: "ResidualQuantizer | GroupedResidualQuantizer",
     vectors: NDArray | Tensor | None = None,
     *,
     codes: NDArray | Tensor | None = None,
@@ -37,13 +38,15 @@ def to_faiss(
     Its codes are those of `pack_codes` bit for bit (an inverted file's `sa_encode` puts the number
     of the list before them), and `index.sa_decode` is `decode`. Vectors are encoded here, with the
     quantizer's beam and penalties; what `index.add` encodes later, faiss encodes, with that beam
-    and no penalties. For more vectors than memory holds, add codes chunk by chunk with
-    `rqtoolkit.io.faiss_index.add_codes`; `write_index` there writes a file.
+    and no penalties. A group's codewords become vectors that are 0 elsewhere (turned back, where
+    there is a rotation, so that decoding is equal to rounding). For more vectors than memory
+    holds, add codes chunk by chunk with `rqtoolkit.io.faiss_index.add_codes`; `write_index` there
+    writes a file.
 
     Args:
         quantizer: The quantizer; every codebook size a power of two.
         vectors: Vectors to encode and add, as for `encode`; also numpy.
-        codes: Codes to add, shape (..., depth), in place of encoding the vectors.
+        codes: Codes to add, whole stacks, in place of encoding the vectors.
         metric: What `index.search` ranks by: "l2" or "ip" (inner product).
         norms: Store four bytes more a vector, with which "l2" searches by table, tens of times
             faster; without them the codes alone are stored. Inner products always go by table.
@@ -70,17 +73,18 @@ def to_faiss(
         codes = quantizer.encode(vectors) if codes is None else codes
     if codes is not None:
         codes = torch.as_tensor(codes)
-        if codes.ndim == 0 or codes.shape[-1] != quantizer.depth:
+        length = len(quantizer.codebook_sizes)
+        if codes.ndim == 0 or codes.shape[-1] != length:
             raise ShapeError(
-                f"{quantizer._name('to_faiss')}: codes has to be (..., {quantizer.depth}), whole "
+                f"{quantizer._name('to_faiss')}: codes has to be (..., {length}), whole "
                 f"stacks; got shape {tuple(codes.shape)}."
             )
-        codes = codes.reshape(-1, quantizer.depth)
+        codes = codes.reshape(-1, length)
     centroids = None
     if lists is not None:
         centroids = _centroids(quantizer, flat, codes, lists, metric, seed)
     index = residual_index(
-        [table.cpu().numpy() for table in quantizer._levels(quantizer.depth)],
+        [table.cpu().numpy() for table in quantizer._codewords()],
         metric=metric,
         beam=quantizer.beam,
         norms=norms,
@@ -130,7 +134,7 @@ def from_faiss(cls: type["ResidualQuantizer"], index: Any) -> "ResidualQuantizer
 
 
 def _centroids(
-    quantizer: "ResidualQuantizer",
+    quantizer: "ResidualQuantizer | GroupedResidualQuantizer",
     vectors: Tensor | None,
     codes: Tensor | None,
     lists: int,

@@ -7,12 +7,13 @@ from typing import Any, Literal
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.arguments import check_count
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.artifact import check_tensors
-from rqtoolkit.quantizers import checks
+from rqtoolkit.quantizers import checks, faiss_bridge
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput
 from rqtoolkit.quantizers.residual import ResidualQuantizer
@@ -222,6 +223,17 @@ class GroupedResidualQuantizer(Quantizer):
         for part in self._quantizers():
             part.freeze()
         return super().freeze()
+
+    to_faiss = faiss_bridge.to_faiss
+
+    def _codewords(self) -> list[Tensor]:
+        """Return what each code may add to a vector, (K, dim) each."""
+        size = self.dim // self.groups
+        padded = [
+            [F.pad(table, (group * size, self.dim - (group + 1) * size)) for table in part_tables]
+            for group, part_tables in enumerate(part._codewords() for part in self._quantizers())
+        ]
+        return [self._turned_back(table) for level in zip(*padded, strict=True) for table in level]
 
     def _find_rotation(self, x: Tensor, seed: int) -> Tensor:
         if self.rotation == "random":

@@ -419,6 +419,9 @@ class ResidualQuantizer(Quantizer):
         check_tensors(path, expected, tensors)
         self.state.load_state_dict({**self.state.state_dict(), **tensors})
 
+    def _codewords(self) -> list[Tensor]:
+        return self._levels(self.depth)
+
     def _levels(self, depth: int) -> list[Tensor]:
         """Return the tables of the first levels, without gradients."""
         return level_tables(self.codebooks, self.state.codebook_sizes, depth)

@@ -8,6 +8,7 @@ import torch
 
 from rqtoolkit import GroupedResidualQuantizer, ResidualQuantizer
 from rqtoolkit.errors import ArtifactError, ConfigError, ShapeError
+from rqtoolkit.functional.codes import pack_codes
 from rqtoolkit.functional.kmeans import import_faiss
 from rqtoolkit.functional.rate_distortion import relative_error
 from rqtoolkit.quantizers import load_quantizer
@@ -198,3 +199,18 @@ def test_what_cannot_be_is_refused(data):
         grouped.decode(torch.zeros(1, 5, dtype=torch.int64))
     with pytest.raises(ConfigError, match="frozen"):
         grouped.freeze().fit(data)
+
+
+@pytest.mark.parametrize("rotation", [None, "pca"])
+def test_an_index_of_faiss_holds_the_codes(data, rotation):
+    x = torch.from_numpy(data[:500])
+    grouped = GroupedResidualQuantizer(16, 2, [16, 8], groups=2, rotation=rotation).fit(data)
+    codes = grouped.encode(x)
+    index = grouped.to_faiss(codes=codes)
+    packed = pack_codes(codes, grouped.codebook_sizes)
+    assert (import_faiss().vector_to_array(index.codes).reshape(500, -1) == packed).all()
+    decoded = grouped.decode(codes).numpy()
+    np.testing.assert_allclose(index.sa_decode(packed), decoded, rtol=0, atol=1e-6)
+    distances, _ = index.search(data[:20], 1)
+    exact = np.square(data[:20, None] - decoded).sum(axis=2).min(axis=1)
+    np.testing.assert_allclose(distances[:, 0], exact, rtol=1e-4)
