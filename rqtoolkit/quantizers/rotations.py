@@ -46,7 +46,7 @@ def balanced_rotation(x: Tensor, groups: int) -> Tensor:
     rows = x.cpu().numpy()
     chunks = (rows[start : start + _CHUNK_ROWS] for start in range(0, len(rows), _CHUNK_ROWS))
     variances, axes = np.linalg.eigh(covariance(chunks))
-    least = max(float(variances[-1]), np.finfo(np.float32).tiny) * 1e-12
+    least = max(float(variances[-1]), float(np.finfo(np.float32).tiny)) * 1e-12
     logs = np.log(np.maximum(variances, least))
     logs -= logs.min()  # products of variances are compared as if no variance were below 1
     dealt: list[list[int]] = [[] for _ in range(groups)]
