@@ -8,7 +8,6 @@ drawn samples have to be equal; real tensors may differ by 1e-5 of their largest
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.development_data import development_file
 from imagegen import import_release
 from imagegen.autoencoder import RQVAE
 from rqtoolkit import RQTransformer
@@ -139,9 +139,7 @@ def compare_release(folder: Path) -> list[Comparison]:
 def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
-    root = Path(__file__).resolve().parents[1]
-    data = Path(os.environ.get("RQTOOLKIT_TEST_DATA", root.parent / "shared"))
-    rows = compare_release(data / "parity")
+    rows = compare_release(development_file("parity"))
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:

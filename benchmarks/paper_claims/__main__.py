@@ -7,14 +7,14 @@ import torch
 import typer
 
 from benchmarks.paper_claims.figures import draw_figures
-from benchmarks.paper_claims.images import ROOT
 from benchmarks.paper_claims.plan import DATA, PARTS, TASKS, ordered, remaining
-from benchmarks.paper_claims.results import find, merge, read_results, write_results
 from benchmarks.paper_claims.tables import replace_tables, tables
 from benchmarks.paper_claims.work import finished, perform
+from benchmarks.records import ROOT, find, merge, read_records, write_records
 
 RESULTS = ROOT / "benchmarks" / "results" / "paper_claims.json"
 PAGE = ROOT / "docs" / "paper-claims.md"
+KEYS = ("data", "seed", "task")  # of which there is one record each
 
 
 def main(
@@ -34,8 +34,8 @@ def main(
         if unknown := set(chosen) - set(known):
             raise typer.BadParameter(f"{name} {sorted(unknown)} is none of {', '.join(known)}")
     if draw:
-        draw_figures(read_results(out or RESULTS), PAGE.parent / "assets")
-        text = replace_tables(PAGE.read_text(encoding="utf-8"), read_results(out or RESULTS))
+        draw_figures(read_records(out or RESULTS), PAGE.parent / "assets")
+        text = replace_tables(PAGE.read_text(encoding="utf-8"), read_records(out or RESULTS))
         PAGE.write_text(text, encoding="utf-8")
         return
     if quick:
@@ -49,13 +49,13 @@ def main(
             else:
                 _work(out, images, number, names, work=work, quick=quick)
     if not list_:
-        typer.echo(tables(read_results(out)))
+        typer.echo(tables(read_records(out)))
 
 
 def _show(out: Path, data: str, seed: int, names: list[str]) -> None:
     """Print one line a task: its CPU seconds, or that it is to do."""
     for task in ordered(names):
-        done = find(read_results(out), data=data, seed=seed, task=task.name)
+        done = find(read_records(out), data=data, seed=seed, task=task.name)
         state = f"{done[0]['cpu_seconds']:7.1f} CPU s" if done else "  to do"
         typer.echo(f"{data:8} {seed} {task.name:14} {state}")
 
@@ -65,12 +65,12 @@ def _work(out: Path, data: str, seed: int, names: list[str], *, work: Path, quic
     torch.set_num_threads(1)  # CPU seconds of many threads would not compare
     todo = remaining(
         names,
-        done=lambda name: bool(find(read_results(out), data=data, seed=seed, task=name)),
+        done=lambda name: bool(find(read_records(out), data=data, seed=seed, task=name)),
         ready=lambda name: finished(work, data, seed, TASKS[name]),
     )
     for task in todo:
         record = perform(task, data, seed, work=work, quick=quick)
-        write_results(out, merge(read_results(out), [record]))
+        write_records(out, merge(read_records(out), [record], KEYS))
         typer.echo(f"{data} {seed} {task.name}: {record['cpu_seconds']} CPU s")
 
 

@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.paper_claims.results import Record, find
 from benchmarks.paper_claims.tables import BITS, DISTANCE, ERROR, TITLES, figure_of
+from benchmarks.records import Record, find
 from rqtoolkit.io.atomic import atomic_path
 
 __all__ = ["draw_figures"]

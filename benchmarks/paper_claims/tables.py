@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from benchmarks.paper_claims.results import Record, find
+from benchmarks.pages import markdown_table, plain, replace_between
+from benchmarks.records import Record, find
 
 __all__ = ["BITS", "DISTANCE", "ERROR", "TITLES", "figure_of", "replace_tables", "tables"]
 
@@ -112,7 +113,7 @@ def _table(records: Sequence[Record], title: str) -> str:
         for task, label in labels.items()
         if find(records, task=task)
     ]
-    return _markdown([title, *(column.head for column in columns)], rows) if rows else ""
+    return markdown_table([title, *(column.head for column in columns)], rows) if rows else ""
 
 
 def _timing_table(timings: Sequence[Record]) -> str:
@@ -123,29 +124,16 @@ def _timing_table(timings: Sequence[Record]) -> str:
             mean(record["measures"][name][size] for record in timings)
             for name in ("hard", "long-hard")
         )
-        rows.append([size, _plain(1000 * short), _plain(1000 * long), f"{long / short:.2f}"])
-    return _markdown(["Images at a time", "4×4×4, CPU ms an image", "8×8×1", "ratio"], rows)
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([size, plain(1000 * short), plain(1000 * long), f"{long / short:.2f}"])
+    return markdown_table(["Images at a time", "4×4×4, CPU ms an image", "8×8×1", "ratio"], rows)
 
 
 def _cell(records: Sequence[Record], task: str, column: Column) -> str:
     value, spread = figure_of(records, task, column) or (float("nan"), 0.0)
-    plus_minus = f" ± {_plain(spread)}" if spread else ""
-    return f"{_plain(value)}{plus_minus}{column.unit}"
-
-
-def _plain(value: float) -> str:
-    """Write a number with three significant digits and no exponent."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+    plus_minus = f" ± {plain(spread)}" if spread else ""
+    return f"{plain(value)}{plus_minus}{column.unit}"
 
 
 def replace_tables(page: str, records: Sequence[Record]) -> str:
     """Return a page of the docs with the tables between its two marks written anew."""
-    begin, end = MARKS
-    before, _, rest = page.partition(begin)
-    _, _, after = rest.partition(end)
-    return f"{before}{begin}\n\n{tables(records)}\n\n{end}{after}"
+    return replace_between(page, MARKS, tables(records))

@@ -1,7 +1,6 @@
 """One task: train it in a folder of its own, measure it, and say from which commit it came."""
 
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from time import process_time
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.paper_claims.images import ROOT, prepare_images
+from benchmarks.development_data import prepare_images
 from benchmarks.paper_claims.measure import (
     load_classifier,
     measure_stage1,
@@ -17,7 +16,7 @@ from benchmarks.paper_claims.measure import (
     time_sampling,
 )
 from benchmarks.paper_claims.plan import TASKS, Task
-from benchmarks.paper_claims.results import Record
+from benchmarks.records import Record, commit, rounded
 from imagegen.config import load_config
 from imagegen.jobs import train_run
 from imagegen.runs import Run
@@ -105,27 +104,9 @@ def _record(
         "data": data,
         "seed": seed,
         "task": task.name,
-        "commit": _commit(),
+        "commit": commit(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu_seconds": round(seconds, 1),
-        "measures": _rounded(measures),
+        "measures": rounded(measures),
     }
-
-
-def _rounded(value: Any) -> Any:
-    """Round every number to six digits: more is noise, and makes the file longer."""
-    if isinstance(value, Mapping):
-        return {name: _rounded(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def _commit() -> str:
-    """Return the commit of the packages measured, with a + where they were changed since."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    status = [*git, "status", "--porcelain", "--", "rqtoolkit", "apps"]
-    changed = subprocess.run(status, capture_output=True, text=True).stdout.strip()
-    return (head.stdout.strip() or "unknown") + ("+" if changed else "")

@@ -7,13 +7,13 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from benchmarks.development_data import prepare_images
 from benchmarks.paper_claims import __main__ as command
 from benchmarks.paper_claims.figures import draw_figures
-from benchmarks.paper_claims.images import prepare_images
 from benchmarks.paper_claims.plan import PARTS, TASKS, ordered, remaining
-from benchmarks.paper_claims.results import find, merge, read_results, write_results
 from benchmarks.paper_claims.tables import MARKS, replace_tables, tables
 from benchmarks.paper_claims.work import configure
+from benchmarks.records import find, merge, read_records, write_records
 
 
 def record(task, *, data="fashion", seed=0, **measures):
@@ -91,17 +91,17 @@ class TestPlan:
 class TestResults:
     def test_a_new_record_replaces_the_old_one_of_its_task_data_set_and_seed(self):
         old = [record("hard", seed=1, x=1), record("hard", x=1)]
-        assert merge(old, [record("hard", x=2)]) == [record("hard", x=2), old[0]]
+        assert merge(old, [record("hard", x=2)], command.KEYS) == [record("hard", x=2), old[0]]
 
     def test_round_trip(self, tmp_path):
         path = tmp_path / "new" / "results.json"
-        assert read_results(path) == []
-        write_results(path, [record("soft-paper"), record("depth1", data="cifar")])
-        assert [r["task"] for r in read_results(path)] == ["depth1", "soft-paper"]
-        assert find(read_results(path), data="cifar", seed=0) == [record("depth1", data="cifar")]
+        assert read_records(path) == []
+        write_records(path, [record("soft-paper"), record("depth1", data="cifar")])
+        assert [r["task"] for r in read_records(path)] == ["soft-paper", "depth1"]
+        assert find(read_records(path), data="cifar", seed=0) == [record("depth1", data="cifar")]
 
     def test_committed_results_name_tasks_of_the_plan_within_their_time(self):
-        for found in read_results(command.RESULTS):
+        for found in read_records(command.RESULTS):
             assert found["task"] in TASKS
             assert found["cpu_seconds"] < 240
             assert found["commit"]
@@ -130,7 +130,7 @@ class TestReport:
 
     def test_the_page_holds_the_tables_of_the_committed_results(self):
         page = command.PAGE.read_text(encoding="utf-8")
-        assert replace_tables(page, read_results(command.RESULTS)) == page
+        assert replace_tables(page, read_records(command.RESULTS)) == page
 
     def test_figures_are_drawn_from_part_of_the_results(self, tmp_path):
         records = [stage1("depth1", 0.2), stage1("depth4", 0.1, bits=512.0, data="cifar")]

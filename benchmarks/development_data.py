@@ -1,4 +1,4 @@
-"""The two data sets as the .npz files that a run reads, made from the development data."""
+"""Where the development data lie, and the two image sets as the .npz files that a run reads."""
 
 import io
 import os
@@ -10,10 +10,15 @@ from PIL import Image
 
 from rqtoolkit.io.atomic import atomic_path
 
-__all__ = ["prepare_images"]
+__all__ = ["development_file", "prepare_images"]
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = {"fashion": "fashion_mnist_20k.npz", "cifar": "cifar10_10k_jpeg.npz"}
+
+
+def development_file(relative: str) -> Path:
+    """Return a file of the folder `RQTOOLKIT_TEST_DATA`, by default `../shared` from the root."""
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    return Path(os.environ.get("RQTOOLKIT_TEST_DATA", beside)) / relative
 
 
 def prepare_images(data: str, folder: Path, *, rows: int | None = None) -> Path:
@@ -30,8 +35,7 @@ def prepare_images(data: str, folder: Path, *, rows: int | None = None) -> Path:
     path = folder / (f"{data}.npz" if rows is None else f"{data}-{rows}.npz")
     if path.exists():
         return path
-    shared = Path(os.environ.get("RQTOOLKIT_TEST_DATA", ROOT.parent / "shared"))
-    arrays = dict(np.load(shared / "data" / "images" / FILES[data]))
+    arrays = dict(np.load(development_file(f"data/images/{FILES[data]}")))
     for part in ("train", "test"):
         if f"jpeg_{part}" in arrays:
             bounds = arrays.pop(f"offsets_{part}")
