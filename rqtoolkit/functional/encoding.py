@@ -23,7 +23,7 @@ from rqtoolkit.functional.assign import (
 from rqtoolkit.functional.codebook_products import CodebookProducts, product_bytes
 from rqtoolkit.functional.kernels import torch_beam
 
-__all__ = ["encode_prefixes", "encode_vectors", "inner_products", "share_chunks"]
+__all__ = ["encode_prefixes", "encode_vectors", "inner_products", "search_compiled", "share_chunks"]
 
 CHUNK_BYTES = 2 * 2**20  # of inner products per thread: they stay in the caches
 PRODUCTS_SHARE = 0.75  # of the memory allowed; the rest is for chunks
@@ -154,23 +154,36 @@ def _encode_with_torch(
 def _encode_on_cpu(
     x: Tensor, products: CodebookProducts, widths: Sequence[int], free: int, threads: int
 ) -> Tensor:
-    from rqtoolkit.functional.kernels import cpu_beam
-
     levels = len(widths)
-    tensors = (products.offsets.numpy(), products.products.numpy())
-    numbers = (products.starts, products.sizes, products.row_starts, products.row_lengths, widths)
-    layout = tuple(np.array(values, dtype=np.int64) for values in numbers)
     codes = torch.empty(len(x), widths[-1], levels, dtype=torch.int64)
 
     def search(rows: slice) -> None:
-        dots = inner_products(x[rows], products, levels)
-        cpu_beam.beam_prefixes(dots.view(-1).numpy(), *tensors, *layout, codes.numpy()[rows])
+        search_compiled(inner_products(x[rows], products, levels), products, widths, codes[rows])
 
     bytes_per_row = 4 * (products.starts[levels] + x.shape[1])
     share_chunks(
         search, chunk_slices(len(x), bytes_per_row, min(CHUNK_BYTES, free // threads)), threads
     )
     return codes
+
+
+def search_compiled(
+    dots: Tensor, products: CodebookProducts, widths: Sequence[int], out: Tensor
+) -> None:
+    """Do what `torch_beam.beam_prefixes` does with a compiled loop on this thread of the CPU.
+
+    Args:
+        dots: Inner products with the codewords of `len(widths)` levels, contiguous.
+        products: Of the codebooks.
+        widths: Prefixes to keep after each level.
+        out: Codes, shape (N, widths[-1], levels), int64; written.
+    """
+    from rqtoolkit.functional.kernels import cpu_beam
+
+    tensors = (products.offsets.numpy(), products.products.numpy())
+    numbers = (products.starts, products.sizes, products.row_starts, products.row_lengths, widths)
+    layout = tuple(np.array(values, dtype=np.int64) for values in numbers)
+    cpu_beam.beam_prefixes(dots.view(-1).numpy(), *tensors, *layout, out.numpy())
 
 
 def share_chunks(work: Callable[[slice], None], chunks: Iterator[slice], threads: int) -> None:

@@ -12,6 +12,7 @@ References:
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
 
 import numpy as np
@@ -20,17 +21,20 @@ from torch import Tensor
 
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.arguments import check_count
-from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES, chunk_slices
+from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES, beam_widths, chunk_slices
 from rqtoolkit.functional.codebook_products import CodebookProducts, product_bytes
 from rqtoolkit.functional.encoding import (
     CHUNK_BYTES,
     PRODUCTS_SHARE,
+    encode_vectors,
     inner_products,
+    search_compiled,
     share_chunks,
 )
+from rqtoolkit.functional.kernels.torch_beam import beam_prefixes
 from rqtoolkit.functional.kernels.torch_refinement import ProductScores, ResidualScores, refine
 
-__all__ = ["refine_codes"]
+__all__ = ["encode_refined", "refine_codes"]
 
 _SMALL_WORK = 2**20  # scores that plain torch updates in less time than a compiler takes
 _GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number: splitmix64's step
@@ -65,8 +69,8 @@ def refine_codes(
         penalties: Added to the squared error where a codeword is used, one (K_d,) tensor per
             level; none when None.
         seed: Of the perturbations.
-        products: `CodebookProducts.of` these tables and penalties with `both_ways=True`, where the
-            caller has them.
+        products: `CodebookProducts.of` these tables and penalties with `both_ways=True`, or of
+            more levels of which they are the first, where the caller has them.
         max_bytes: Bound on the memory taken beyond input and output. Where the inner products
             between codewords do not fit, residuals take their place.
         threads: On a CPU; as many as torch uses when None.
@@ -79,53 +83,169 @@ def refine_codes(
         ConfigError: If rounds or perturbations is not a whole number of at least 0, or threads not
             one of at least 1.
     """
-    _check_rounds("rounds", rounds)
-    _check_rounds("perturbations", perturbations)
-    if threads is None:
-        threads = torch.get_num_threads()
-    check_count("refine_codes", "threads", threads)
-    refined = codes.clone()
-    if not len(tables) or not len(x) or not rounds + perturbations:
-        return refined
+    effort = _Effort("refine_codes", rounds, perturbations, seed, threads)
+    if not tables or effort.is_none:
+        return codes.clone()
+    if _products_fit(x, tables, max_bytes):
+        return _refine_by_products(x, codes, tables, penalties, products, max_bytes, effort)
+    return _refine_by_residuals(x, codes, tables, penalties, max_bytes, effort)
 
-    sizes = [len(table) for table in tables]
-    bytes_per_row = 8 * (4 * x.shape[1] + 4 * perturbations + len(sizes))
-    fits = product_bytes(sizes, both_ways=True) <= PRODUCTS_SHARE * max_bytes
-    if x.dtype == torch.float32 and fits:
-        if products is None:
-            products = CodebookProducts.of(tables, penalties, both_ways=True)
-        free = max_bytes - products.bytes
-        columns = products.starts[-1]
-        small = len(x) * columns * (1 + rounds + perturbations) < _SMALL_WORK
-        compiled = x.device.type == "cpu" and not small
-        bytes_per_row += 4 * columns * (1 if compiled else 6)
-    else:
-        free, compiled = max_bytes, False
-        bytes_per_row += 2 * x.itemsize * max(sizes)
+
+def encode_refined(
+    x: Tensor,
+    tables: Sequence[Tensor],
+    *,
+    beam: int,
+    rounds: int,
+    perturbations: int = 0,
+    penalties: Sequence[Tensor] | None = None,
+    seed: int = 0,
+    products: CodebookProducts | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    threads: int | None = None,
+) -> Tensor:
+    """Encode by a beam and refine its codes, with one matrix product for both.
+
+    Args:
+        x: Vectors, shape (N, dim), float32.
+        tables: One (K_d, dim) float32 tensor per level; sizes may differ.
+        beam: Prefixes kept after each level but the last, as in `encode_vectors`.
+        rounds: As in `refine_codes`, and so are the others.
+
+    Returns:
+        Codes, shape (N, levels), int64: those of `refine_codes` after `encode_vectors`.
+
+    Raises:
+        ConfigError: As `encode_vectors` and `refine_codes`.
+    """
+    check_count("encode_refined", "beam", beam)
+    effort = _Effort("encode_refined", rounds, perturbations, seed, threads)
+    if tables and not effort.is_none and _products_fit(x, tables, max_bytes):
+        return _refine_by_products(x, beam, tables, penalties, products, max_bytes, effort)
+    codes = encode_vectors(
+        x, tables, beam=beam, penalties=penalties, max_bytes=max_bytes, threads=threads
+    )
+    if not tables or effort.is_none:
+        return codes
+    return _refine_by_residuals(x, codes, tables, penalties, max_bytes, effort)
+
+
+@dataclass(frozen=True)
+class _Effort:
+    where: str
+    rounds: int
+    perturbations: int
+    seed: int
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "perturbations"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+                raise ConfigError(
+                    f"{self.where}: {name}={value!r} must be a whole number of at least 0."
+                )
+        if self.threads is not None:
+            check_count(self.where, "threads", self.threads)
+
+    @property
+    def is_none(self) -> bool:
+        return self.rounds == self.perturbations == 0
+
+
+def _products_fit(x: Tensor, tables: Sequence[Tensor], max_bytes: int) -> bool:
+    needed = product_bytes([len(table) for table in tables], both_ways=True)
+    return x.dtype == torch.float32 and needed <= PRODUCTS_SHARE * max_bytes
+
+
+def _refine_by_products(
+    x: Tensor,
+    start: Tensor | int,
+    tables: Sequence[Tensor],
+    penalties: Sequence[Tensor] | None,
+    products: CodebookProducts | None,
+    max_bytes: int,
+    effort: _Effort,
+) -> Tensor:
+    """Refine given codes, or those that a beam of a given width finds."""
+    made = products or CodebookProducts.of(tables, penalties, both_ways=True)
+    sizes = made.sizes[: len(tables)]
+    columns = made.starts[len(sizes)]
+    widths = beam_widths(sizes, start if isinstance(start, int) else 1)
+    widths[-1] = 1
+    passes = max(widths) + effort.rounds + effort.perturbations
+    compiled = x.device.type == "cpu" and len(x) * columns * passes >= _SMALL_WORK
+    refined = torch.empty(len(x), len(sizes), dtype=torch.int64, device=x.device)
 
     def work(rows: slice) -> None:
-        draws = _draws(x[rows], perturbations, seed)
-        if compiled and products is not None:
-            _refine_compiled(x[rows], refined[rows], draws, products, rounds)
+        dots = inner_products(x[rows], made, len(sizes))
+        before = refined[rows].clone()
+        if isinstance(start, Tensor):
+            before = start[rows]
+        elif compiled:
+            search_compiled(dots, made, widths, before[:, None])
         else:
-            scores, state = _plain_scores(x[rows], codes[rows], tables, penalties, products)
+            before = beam_prefixes(dots, made, widths)[:, 0]
+        draws = _draws(x[rows], effort)
+        if compiled:
+            refined[rows] = before
+            _refine_compiled(dots, made, draws, effort.rounds, refined[rows])
+        else:
+            scores = ProductScores(made)
+            state = scores.start(dots, before)
             refined[rows] = refine(
-                state, codes[rows], draws, scores=scores, sizes=sizes, rounds=rounds
+                state, before, draws, scores=scores, sizes=sizes, rounds=effort.rounds
             )
-        _take_back_worse(x[rows], codes[rows], refined[rows], tables, penalties)
+        _take_back_worse(x[rows], before, refined[rows], tables, penalties)
 
+    bytes_per_row = _bytes_per_row(x, effort)
+    free = max_bytes - made.bytes
     if compiled:
-        chunks = chunk_slices(len(x), bytes_per_row, min(CHUNK_BYTES, free // threads))
-        share_chunks(work, chunks, threads)
+        threads = effort.threads or torch.get_num_threads()
+        limit = min(CHUNK_BYTES, free // threads)
+        share_chunks(work, chunk_slices(len(x), bytes_per_row + 4 * columns, limit), threads)
     else:
+        bytes_per_row += 24 * columns + 32 * max(widths) * max(sizes)
         for rows in chunk_slices(len(x), bytes_per_row, free):
             work(rows)
     return refined
 
 
-def _check_rounds(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
-        raise ConfigError(f"refine_codes: {name}={value!r} must be a whole number of at least 0.")
+def _refine_compiled(
+    dots: Tensor, products: CodebookProducts, draws: Tensor, rounds: int, codes: Tensor
+) -> None:
+    from rqtoolkit.functional.kernels import cpu_refinement
+
+    numbers = (products.starts, products.sizes, products.row_starts, products.row_lengths)
+    layout = tuple(np.array(values, dtype=np.int64) for values in numbers)
+    tensors = (products.offsets.numpy(), products.products.numpy())
+    cpu_refinement.refine(dots.numpy(), *tensors, *layout, draws.numpy(), rounds, codes.numpy())
+
+
+def _refine_by_residuals(
+    x: Tensor,
+    codes: Tensor,
+    tables: Sequence[Tensor],
+    penalties: Sequence[Tensor] | None,
+    max_bytes: int,
+    effort: _Effort,
+) -> Tensor:
+    scores = ResidualScores(tables, penalties)
+    sizes = [len(table) for table in tables]
+    refined = torch.empty_like(codes)
+    bytes_per_row = _bytes_per_row(x, effort) + 2 * x.itemsize * max(sizes)
+    for rows in chunk_slices(len(x), bytes_per_row, max_bytes):
+        state, draws = scores.start(x[rows], codes[rows]), _draws(x[rows], effort)
+        refined[rows] = refine(
+            state, codes[rows], draws, scores=scores, sizes=sizes, rounds=effort.rounds
+        )
+        _take_back_worse(x[rows], codes[rows], refined[rows], tables, penalties)
+    return refined
+
+
+def _bytes_per_row(x: Tensor, effort: _Effort) -> int:
+    """Return what draws, and residuals in float64, take of one vector."""
+    return 8 * (4 * x.shape[1] + 4 * effort.perturbations)
 
 
 def _mixed(z: Tensor) -> Tensor:
@@ -140,45 +260,17 @@ def _mixed(z: Tensor) -> Tensor:
     return z
 
 
-def _draws(x: Tensor, perturbations: int, seed: int) -> Tensor:
+def _draws(x: Tensor, effort: _Effort) -> Tensor:
     """Whole numbers in [0, 2^31) that follow from the vector and the seed, (N, perturbations)."""
-    if not perturbations:
+    if not effort.perturbations:
         return torch.empty(len(x), 0, dtype=torch.int64, device=x.device)
     places = torch.arange(x.shape[1], device=x.device)
     bits = x.float().view(torch.int32).long()
     keys = (bits * (_mixed(places * _GOLDEN) | 1)).sum(dim=1)
-    start = np.int64(np.uint64(seed % 2**64)).item()
-    steps = (
-        _mixed(torch.tensor(start, device=x.device))
-        + torch.arange(1, perturbations + 1, device=x.device) * _GOLDEN
-    )
+    seed = (effort.seed + 2**63) % 2**64 - 2**63  # as a signed number
+    steps = torch.arange(1, effort.perturbations + 1, device=x.device) * _GOLDEN
+    steps += _mixed(torch.tensor(seed, device=x.device))
     return (_mixed(keys[:, None] + steps) >> 33) & (2**31 - 1)
-
-
-def _refine_compiled(
-    x: Tensor, codes: Tensor, draws: Tensor, products: CodebookProducts, rounds: int
-) -> None:
-    from rqtoolkit.functional.kernels import cpu_refinement
-
-    dots = inner_products(x, products, len(products.sizes))
-    numbers = (products.starts, products.sizes, products.row_starts, products.row_lengths)
-    layout = tuple(np.array(values, dtype=np.int64) for values in numbers)
-    tensors = (products.offsets.numpy(), products.products.numpy())
-    cpu_refinement.refine(dots.numpy(), *tensors, *layout, draws.numpy(), rounds, codes.numpy())
-
-
-def _plain_scores(
-    x: Tensor,
-    codes: Tensor,
-    tables: Sequence[Tensor],
-    penalties: Sequence[Tensor] | None,
-    products: CodebookProducts | None,
-) -> tuple[ProductScores | ResidualScores, Tensor]:
-    if products is None:
-        by_residuals = ResidualScores(tables, penalties)
-        return by_residuals, by_residuals.start(x, codes)
-    by_products = ProductScores(products)
-    return by_products, by_products.start(inner_products(x, products, len(tables)), codes)
 
 
 def _take_back_worse(

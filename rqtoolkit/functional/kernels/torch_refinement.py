@@ -35,13 +35,13 @@ class ProductScores:
     products: CodebookProducts
 
     def start(self, dots: Tensor, codes: Tensor) -> Tensor:
-        """Return the state of codes (N, depth); dots are ⟨x, c⟩ of all codewords, (N, columns)."""
-        state = self.products.offsets - dots
+        """Return the state of codes (N, depth); dots are ⟨x, c⟩ of these levels, (N, columns)."""
+        state = self.products.offsets[: dots.shape[1]] - dots
         for level in range(codes.shape[1]):
             before, after = self.products.rows_of(level)
             begin, end = self.products.starts[level : level + 2]
             state[:, :begin] += before[codes[:, level]]
-            state[:, end:] += after[codes[:, level]]
+            state[:, end:] += after[:, : state.shape[1] - end][codes[:, level]]
         return state
 
     def of_level(self, state: Tensor, level: int, current: Tensor) -> Tensor:  # noqa: ARG002
@@ -55,6 +55,7 @@ class ProductScores:
         begin, end = self.products.starts[level : level + 2]
         state = state.clone()
         state[:, :begin] += before[new] - before[old]
+        after = after[:, : state.shape[1] - end]
         state[:, end:] += after[new] - after[old]
         return state
 

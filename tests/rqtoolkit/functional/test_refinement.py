@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional import refinement
 from rqtoolkit.functional.codebook_products import CodebookProducts, product_bytes
-from rqtoolkit.functional.refinement import refine_codes
+from rqtoolkit.functional.encoding import encode_vectors
+from rqtoolkit.functional.refinement import encode_refined, refine_codes
 
 SIZES = st.lists(st.integers(1, 20), min_size=1, max_size=5)
 PATHS = ("compiled", "torch", "residuals")
@@ -22,6 +23,8 @@ def refine(path, x, codes, tables, **options):
         needed = product_bytes([len(table) for table in tables], both_ways=True)
         options["max_bytes"] = max(1, needed)  # of which products get three quarters
     try:
+        if codes is None:
+            return encode_refined(x, tables, **options)
         return refine_codes(x, codes, tables, **options)
     finally:
         refinement._SMALL_WORK = before
@@ -185,6 +188,30 @@ def test_given_products_change_nothing():
         x, codes, tables, rounds=3, perturbations=3, penalties=penalties, products=products
     )
     assert torch.equal(plain, again)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("penalty", [0.0, 2.0])
+def test_encoding_and_refining_at_once_equals_one_after_the_other(path, penalty):
+    x, _, tables, penalties = problem(8, (20, 7, 33), rows=60, penalty=penalty)
+    for beam in (1, 4):
+        codes = encode_vectors(x, tables, beam=beam, penalties=penalties)
+        options = {"rounds": 3, "perturbations": 4, "penalties": penalties}
+        once = refine(path, x, None, tables, beam=beam, **options)
+        assert torch.equal(once, refine(path, x, codes, tables, **options))
+        options = {"rounds": 0, "penalties": penalties}
+        assert torch.equal(refine(path, x, None, tables, beam=beam, **options), codes)
+
+
+@pytest.mark.parametrize("path", ["compiled", "torch"])
+def test_products_of_more_levels_serve_the_first(path):
+    x, codes, tables, _ = problem(9, (20, 7, 33, 18), rows=60)
+    options = {"rounds": 3, "perturbations": 4}
+    products = CodebookProducts.of(tables, both_ways=True)
+    given_more = refine(path, x, codes[:, :2], tables[:2], products=products, **options)
+    reached = errors(x, given_more, tables[:2])
+    plain = refine(path, x, codes[:, :2], tables[:2], **options)
+    torch.testing.assert_close(reached, errors(x, plain, tables[:2]))
 
 
 def test_double_precision_is_kept():
