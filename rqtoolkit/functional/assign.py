@@ -8,8 +8,10 @@ exist at a time.
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = [
     "DEFAULT_MAX_BYTES",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 DEFAULT_MAX_BYTES = 64 * 2**20
+_BAG_BYTES = 2 * 2**20  # of sums at a time: they stay in the caches until they are copied
 
 
 def chunk_slices(rows: int, bytes_per_row: int, max_bytes: int) -> Iterator[slice]:
@@ -255,9 +258,33 @@ def sum_codewords(codes: Tensor, tables: Sequence[Tensor]) -> Tensor:
     Returns:
         Vectors, shape (N, dim).
     """
+    if _pays_to_join(codes, tables):
+        return _sum_in_bags(codes, torch.cat(list(tables[: codes.shape[1]])), tables)
     total = torch.zeros(
         codes.shape[0], tables[0].shape[1], dtype=tables[0].dtype, device=codes.device
     )
     for level in range(codes.shape[1]):
         total += tables[level][codes[:, level]]
+    return total
+
+
+def _pays_to_join(codes: Tensor, tables: Sequence[Tensor]) -> bool:
+    """Whether to copy the tables into one: for more vectors than codewords, where it was timed."""
+    if codes.device.type != "cpu" or tables[0].dtype != torch.float32:
+        return False
+    return len(codes) > sum(len(table) for table in tables[: codes.shape[1]]) > 0
+
+
+def _sum_in_bags(codes: Tensor, joined: Tensor, tables: Sequence[Tensor]) -> Tensor:
+    """Sum rows of the joined tables, which adds in the order of the levels as the loop does."""
+    sizes = [len(table) for table in tables[: codes.shape[1] - 1]]
+    firsts = torch.tensor([0, *sizes]).cumsum(0)
+    step = max(1, _BAG_BYTES // joined[0].nbytes)
+    if len(codes) <= step:
+        return F.embedding_bag(codes + firsts, joined, mode="sum")
+    # What numpy allocates comes in huge pages where the system has them: a third of the time.
+    total = torch.from_numpy(np.empty((len(codes), joined.shape[1]), dtype=np.float32))
+    for start in range(0, len(codes), step):
+        rows = slice(start, start + step)
+        total[rows] = F.embedding_bag(codes[rows] + firsts, joined, mode="sum")
     return total

@@ -91,3 +91,16 @@ def test_keeps_the_precision_of_its_input(dtype):
     x, tables = problem(3)
     tables = [t.to(dtype) for t in tables]
     assert sum_codewords(greedy_codes(x.to(dtype), tables), tables).dtype == dtype
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(40, 3), (3000, 5), (20000, 70)])
+def test_sums_equal_the_loop_over_levels_exactly(rows, dim):
+    # few vectors are summed by the loop, more in bags, and many in bags that fit the caches
+    _, tables = problem(4, dim=dim, sizes=(9, 200, 30))
+    codes = torch.stack([torch.randint(len(t), (rows,)) for t in tables], dim=1)
+    for depth in (1, 2, 3):
+        total = torch.zeros(rows, dim)
+        for level in range(depth):
+            total += tables[level][codes[:, level]]
+        assert torch.equal(sum_codewords(codes[:, :depth], tables), total)
+        assert torch.equal(sum_codewords(codes[:, :depth].int(), tables), total)
