@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rqtoolkit.estimators import ResidualKMeans
-    from rqtoolkit.quantizers import GroupedResidualQuantizer, ResidualQuantizer
+    from rqtoolkit.quantizers import (
+        GroupedResidualQuantizer,
+        NeuralResidualQuantizer,
+        ResidualQuantizer,
+    )
     from rqtoolkit.transformer import RQTransformer
 
 __all__ = [
     "GroupedResidualQuantizer",
+    "NeuralResidualQuantizer",
     "RQTransformer",
     "ResidualKMeans",
     "ResidualQuantizer",
@@ -22,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "GroupedResidualQuantizer": "rqtoolkit.quantizers",
+    "NeuralResidualQuantizer": "rqtoolkit.quantizers",
     "RQTransformer": "rqtoolkit.transformer",
     "ResidualKMeans": "rqtoolkit.estimators",
     "ResidualQuantizer": "rqtoolkit.quantizers",

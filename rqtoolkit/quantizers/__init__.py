@@ -3,12 +3,14 @@
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.grouped import GroupedResidualQuantizer
 from rqtoolkit.quantizers.loading import load_quantizer
+from rqtoolkit.quantizers.neural import NeuralResidualQuantizer
 from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput, SoftCodes
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 
 __all__ = [
     "CodeStats",
     "GroupedResidualQuantizer",
+    "NeuralResidualQuantizer",
     "Quantizer",
     "QuantizerOutput",
     "ResidualQuantizer",

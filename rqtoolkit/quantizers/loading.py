@@ -8,12 +8,14 @@ from rqtoolkit.errors import ArtifactError
 from rqtoolkit.io.artifact import artifact_class
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.grouped import GroupedResidualQuantizer
+from rqtoolkit.quantizers.neural import NeuralResidualQuantizer
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 
 __all__ = ["load_quantizer"]
 
 _KINDS: dict[str, type[Quantizer]] = {
-    kind.__name__: kind for kind in (ResidualQuantizer, GroupedResidualQuantizer)
+    kind.__name__: kind
+    for kind in (ResidualQuantizer, GroupedResidualQuantizer, NeuralResidualQuantizer)
 }
 
 

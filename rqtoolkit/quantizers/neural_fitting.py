@@ -1,0 +1,189 @@
+"""Train the networks of a neural residual quantizer on the error that its own codes leave."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES
+from rqtoolkit.functional.progress import Progress, report
+from rqtoolkit.quantizers.neural_search import NeuralLevels
+
+__all__ = ["Training", "held_out_rows", "train_levels"]
+
+_WARM_UP = 100  # steps over which the learning rate rises
+_LONGEST_GRADIENT = 1.0
+_HELD_OUT_SHARE = 0.05
+_MOST_HELD_OUT = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How networks are trained.
+
+    Attributes:
+        epochs: Passes over the training vectors, at most.
+        batch_size: Vectors a step.
+        learning_rate: Of AdamW at its highest; falls to zero as half a cosine.
+        patience: Passes without a lower held-out error after which training ends.
+        beam: Prefixes kept when the current networks encode a batch.
+        final_beam: Prefixes that will be kept once training is over.
+        candidates: Codewords they evaluate for each prefix.
+        deadline: On the clock of `time.monotonic`, or None.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    patience: int
+    beam: int
+    final_beam: int
+    candidates: int
+    deadline: float | None
+
+
+def held_out_rows(rows: int, needed: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw which rows train and which judge, both sorted; `needed` of them train in any case."""
+    count = max(0, min(int(rows * _HELD_OUT_SHARE), _MOST_HELD_OUT, rows - needed))
+    order = torch.randperm(rows, generator=generator)
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def train_levels(
+    levels: NeuralLevels,
+    x: Tensor,
+    held_out: Tensor,
+    training: Training,
+    *,
+    generator: torch.Generator,
+    progress: Progress | None = None,
+) -> None:
+    """Lower the squared error after every level by gradient; leave the best state met.
+
+    Each batch is encoded by the networks as they are, then the error of the sums that these codes
+    name, taken after every level, is lowered by a step of AdamW. The held-out error decides which
+    state stays: the best met with the beam of training or, if that is no better with the final
+    beam, the one at the start.
+
+    Args:
+        levels: What to train, in place.
+        x: Vectors, shape (N, dim), normalised.
+        held_out: Vectors, shape (M, dim), normalised, M at least 1.
+        training: How.
+        generator: Source of the order of vectors, on the CPU.
+        progress: Told of each epoch.
+    """
+    optimizer = torch.optim.AdamW(levels.parameters(), lr=training.learning_rate, weight_decay=0.0)
+    pace = _Pace(training, steps=training.epochs * math.ceil(len(x) / training.batch_size))
+    start = best = _state(levels)
+    least, waited = _held_out_error(levels, held_out, training.beam, training), 0
+    for epoch in range(training.epochs):
+        for rows in _batches(len(x), training.batch_size, generator):
+            optimizer.param_groups[0]["lr"] = training.learning_rate * pace.step()
+            _step(levels, optimizer, x[rows.to(x.device)], training)
+            if pace.fraction >= 1:
+                break
+        error = _held_out_error(levels, held_out, training.beam, training)
+        waited = 0 if error < least else waited + 1
+        if error < least:
+            best, least = _state(levels), error
+        done = waited >= training.patience or pace.fraction >= 1
+        report(progress, "networks", training.epochs if done else epoch + 1, training.epochs)
+        if done:
+            break
+    errors = []
+    for state in (best, start):  # `start` stays where both are equally good
+        levels.load_state_dict(state)
+        errors.append(_held_out_error(levels, held_out, training.final_beam, training))
+    levels.load_state_dict(best if errors[0] < errors[1] else start)
+
+
+class _Pace:
+    """The learning rate as a share of the highest: a short rise, then half a cosine to zero.
+
+    With a deadline, the share of the time that is gone counts where it is ahead of the steps.
+    """
+
+    def __init__(self, training: Training, steps: int) -> None:
+        self.steps, self.done = steps, 0
+        self.start, self.deadline = time.monotonic(), training.deadline
+
+    @property
+    def fraction(self) -> float:
+        """How much of the training is over."""
+        if self.deadline is None:
+            return self.done / self.steps
+        spent = (time.monotonic() - self.start) / max(self.deadline - self.start, 1e-9)
+        return min(1.0, max(self.done / self.steps, spent))
+
+    def step(self) -> float:
+        """Return the share for the next step."""
+        share = 0.5 * (1 + math.cos(math.pi * self.fraction))
+        self.done += 1
+        return share * min(1.0, self.done / _WARM_UP)
+
+
+def _batches(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield all rows in random order, batch by batch."""
+    yield from torch.randperm(rows, generator=generator).split(batch_size)
+
+
+def _step(
+    levels: NeuralLevels, optimizer: torch.optim.Optimizer, x: Tensor, training: Training
+) -> None:
+    with _fast(x.device):
+        loss = _loss(levels, x, _encode(levels, x, training.beam, training.candidates))
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(levels.parameters(), _LONGEST_GRADIENT)
+    optimizer.step()
+
+
+def _encode(levels: NeuralLevels, x: Tensor, beam: int, candidates: int) -> Tensor:
+    return levels.encode(
+        x,
+        beam=beam,
+        candidates=candidates,
+        depth=len(levels.rest) + 1,
+        max_bytes=DEFAULT_MAX_BYTES,
+    )
+
+
+def _loss(levels: NeuralLevels, x: Tensor, codes: Tensor) -> Tensor:
+    """Squared error after every level, and that of the tables that name candidates."""
+    sums = levels.first[codes[:, 0]]
+    errors = [(x - sums).square().mean()]
+    for level, chosen in zip(levels.rest, codes.T[1:], strict=True):
+        residuals, context = x - sums, level.context(sums)
+        added = level.codewords(context, chosen[:, None])[:, 0]
+        tabled = context.gain.detach() * level.preselection[chosen]
+        errors.append((residuals - added).square().mean())
+        errors.append((residuals.detach() - tabled).square().mean())
+        sums = sums + added
+    return torch.stack(errors).sum()
+
+
+@torch.no_grad()
+def _held_out_error(levels: NeuralLevels, x: Tensor, beam: int, training: Training) -> float:
+    """Squared error of a sample, summed over dim and averaged over vectors."""
+    with _fast(x.device):
+        codes = _encode(levels, x, beam, training.candidates)
+        decoded = levels.normalize(levels.decode(codes, max_bytes=DEFAULT_MAX_BYTES))
+    return float((x - decoded).square().sum(dtype=torch.float64)) / len(x)
+
+
+def _state(levels: NeuralLevels) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in levels.state_dict().items()}
+
+
+def _fast(device: torch.device) -> torch.autocast:
+    """Multiply in bfloat16 where the device does that faster than in float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        fast = device.type == "cpu" and supported is not None and supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
