@@ -14,6 +14,7 @@ INTERNAL = {
     # Argument checks, inner loops, file layouts, drawing and commands, with no readers outside.
     "rqtoolkit.functional.kernels.compiled",
     "rqtoolkit.functional.kernels.cpu_beam",
+    "rqtoolkit.functional.kernels.lanes",
     "rqtoolkit.functional.kernels.cpu_refinement",
     "rqtoolkit.functional.kernels.neighbours",
     "rqtoolkit.functional.kernels.torch_beam",
