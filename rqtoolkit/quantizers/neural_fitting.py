@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ __all__ = ["Training", "held_out_rows", "train_levels"]
 
 _WARM_UP = 100  # steps over which the learning rate rises
 _LONGEST_GRADIENT = 1.0
+_WEIGHT_DECAY = 0.1
 _HELD_OUT_SHARE = 0.05
 _MOST_HELD_OUT = 4096
 
@@ -76,13 +78,15 @@ def train_levels(
         generator: Source of the order of vectors, on the CPU.
         progress: Told of each epoch.
     """
-    optimizer = torch.optim.AdamW(levels.parameters(), lr=training.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(_groups(levels), lr=training.learning_rate)
     pace = _Pace(training, steps=training.epochs * math.ceil(len(x) / training.batch_size))
     start = best = _state(levels)
     least, waited = _held_out_error(levels, held_out, training.beam, training), 0
     for epoch in range(training.epochs):
         for rows in _batches(len(x), training.batch_size, generator):
-            optimizer.param_groups[0]["lr"] = training.learning_rate * pace.step()
+            rate = training.learning_rate * pace.step()
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             _step(levels, optimizer, x[rows.to(x.device)], training)
             if pace.fraction >= 1:
                 break
@@ -124,6 +128,17 @@ class _Pace:
         share = 0.5 * (1 + math.cos(math.pi * self.fraction))
         self.done += 1
         return share * min(1.0, self.done / _WARM_UP)
+
+
+def _groups(levels: NeuralLevels) -> list[dict[str, Any]]:
+    """Weights, which decay, apart from tables and biases, which do not."""
+    weights = [layer.weight for layer in levels.modules() if isinstance(layer, nn.Linear)]
+    decaying = set(weights)
+    others = [parameter for parameter in levels.parameters() if parameter not in decaying]
+    return [
+        {"params": weights, "weight_decay": _WEIGHT_DECAY},
+        {"params": others, "weight_decay": 0.0},
+    ]
 
 
 def _batches(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
