@@ -24,7 +24,6 @@ from rqtoolkit.functional.arguments import check_count
 from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES, beam_widths, chunk_slices
 from rqtoolkit.functional.codebook_products import CodebookProducts, product_bytes
 from rqtoolkit.functional.encoding import (
-    CHUNK_BYTES,
     PRODUCTS_SHARE,
     encode_vectors,
     inner_products,
@@ -36,6 +35,7 @@ from rqtoolkit.functional.kernels.torch_refinement import ProductScores, Residua
 
 __all__ = ["encode_refined", "refine_codes"]
 
+_CHUNK_BYTES = 8 * 2**20  # of inner products per thread: the last cache holds them
 _SMALL_WORK = 2**20  # scores that plain torch updates in less time than a compiler takes
 _GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number: splitmix64's step
 
@@ -198,14 +198,15 @@ def _refine_by_products(
             )
         _take_back_worse(x[rows], before, refined[rows], tables, penalties)
 
-    bytes_per_row = _bytes_per_row(x, effort)
     free = max_bytes - made.bytes
     if compiled:
         threads = effort.threads or torch.get_num_threads()
-        limit = min(CHUNK_BYTES, free // threads)
-        share_chunks(work, chunk_slices(len(x), bytes_per_row + 4 * columns, limit), threads)
+        bytes_per_row = 4 * (columns + x.shape[1])
+        taken = bytes_per_row + _bytes_per_row(x, effort)
+        limit = min(_CHUNK_BYTES, free // threads * bytes_per_row // taken)
+        share_chunks(work, chunk_slices(len(x), bytes_per_row, limit), threads)
     else:
-        bytes_per_row += 24 * columns + 32 * max(widths) * max(sizes)
+        bytes_per_row = 24 * columns + 32 * max(widths) * max(sizes) + _bytes_per_row(x, effort)
         for rows in chunk_slices(len(x), bytes_per_row, free):
             work(rows)
     return refined
@@ -282,18 +283,16 @@ def _take_back_worse(
 ) -> None:
     """Undo, in place, what is not better in float64: scores round, errors of vectors never grow."""
     changed = (before != after).any(dim=1).nonzero()[:, 0]
-    x = x[changed].double()
-    old, new = before[changed], after[changed]
-    worse = ~(_errors(x, new, tables, penalties) < _errors(x, old, tables, penalties))
-    after[changed[worse]] = old[worse]
-
-
-def _errors(
-    x: Tensor, codes: Tensor, tables: Sequence[Tensor], penalties: Sequence[Tensor] | None
-) -> Tensor:
-    spent = x.new_zeros(len(x))
+    if len(changed) == 0:
+        return
+    old = before.index_select(0, changed)
+    codes = torch.cat([old, after.index_select(0, changed)])
+    residuals = x.index_select(0, changed).double().repeat(2, 1)
+    spent = residuals.new_zeros(len(codes))
     for level, table in enumerate(tables):
-        x = x - table[codes[:, level]]
+        residuals -= table.index_select(0, codes[:, level])
         if penalties is not None:
-            spent += penalties[level][codes[:, level]]
-    return x.square().sum(dim=1) + spent
+            spent += penalties[level].index_select(0, codes[:, level])
+    errors_before, errors_after = (residuals.square().sum(dim=1) + spent).chunk(2)
+    worse = ~(errors_after < errors_before)
+    after[changed[worse]] = old[worse]
