@@ -70,7 +70,7 @@ def run_sweep(
     spectrum = np.linalg.eigvalsh(covariance(vectors.chunks(rows))).clip(min=0)
     results = []
     for size in sizes:
-        x = training_rows(vectors, size, train_rows, seed)
+        x = training_rows(vectors, size, train_rows, method=method, seed=seed)
         for depth in depths:
             name = f"codebook size {size}, depth {depth}"
 

@@ -41,6 +41,7 @@ def fit(
     target_bits: Annotated[
         float | None, typer.Option(help="Bits a vector to reach, entropy-coded.")
     ] = None,
+    epochs: opt.Epochs = None,
     time_budget: opt.TimeBudget = None,
     warm_start: Annotated[
         Path | None, typer.Option(help="Quantizer to go on from; it brings depth and sizes.")
@@ -78,6 +79,7 @@ def fit(
         "prefix_weight": prefix_weight,
         "rate_weight": rate_weight,
         "target_bits": target_bits,
+        "epochs": epochs,
         "time_budget": time_budget,
     }
     vectors = open_vectors(data, key=key, column=column)
@@ -93,7 +95,7 @@ def fit(
             if depth is None or codebook_size is None:
                 raise ConfigError("fit needs --depth and --codebook-size, or --warm-start.")
             sizes = opt.numbers("--codebook-size", codebook_size)
-            x = training_rows(vectors, max(sizes), train_rows, seed)
+            x = training_rows(vectors, max(sizes), train_rows, method=kind, seed=seed)
             start = time.perf_counter()
             quantizer = fit_quantizer(
                 x,
@@ -106,8 +108,9 @@ def fit(
             )
         else:
             shape = {"method": method, "depth": depth, "codebook_size": codebook_size}
-            quantizer, options = load_start(warm_start, vectors, given | shape)
-            x = training_rows(vectors, max(quantizer.codebook_sizes), train_rows, seed)
+            quantizer, kind, options = load_start(warm_start, vectors, given | shape)
+            largest = max(quantizer.codebook_sizes)
+            x = training_rows(vectors, largest, train_rows, method=kind, seed=seed)
             start = time.perf_counter()
             quantizer.fit(
                 x, **options, warm_start=True, max_rows=len(x), seed=seed, progress=progress

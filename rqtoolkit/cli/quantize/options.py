@@ -13,6 +13,7 @@ __all__ = [
     "Codes",
     "Column",
     "Data",
+    "Epochs",
     "FitBeam",
     "Groups",
     "IcmRounds",
@@ -47,6 +48,7 @@ class Method(StrEnum):
 
     RESIDUAL = "residual"
     GROUPED = "grouped"
+    NEURAL = "neural"
 
 
 class Rotation(StrEnum):
@@ -100,7 +102,9 @@ RotationOption = Annotated[
 TrainRows = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Rows to fit on, drawn at random.", show_default="1024 for each codeword"
+        min=1,
+        help="Rows to fit on, drawn at random.",
+        show_default="1024 for each codeword; neural: 4096",
     ),
 ]
 Shared = Annotated[bool, typer.Option("--shared-codebook", help="One table for all levels.")]
@@ -123,8 +127,12 @@ FitBeam = Annotated[
     typer.Option(
         min=1,
         help="Prefixes kept in encoding, here and with the model; 1 is greedy.",
-        show_default="5",
+        show_default="5; neural: 16",
     ),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Passes over the vectors, at most (neural).", show_default="60"),
 ]
 TimeBudget = Annotated[
     float | None, typer.Option(help="Seconds after which no further round of a fit begins.")

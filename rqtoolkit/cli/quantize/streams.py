@@ -18,7 +18,7 @@ from rqtoolkit.functional.streaming import RateDistortionSums
 from rqtoolkit.io.codes import CodeTable, PackedTable, open_codes
 from rqtoolkit.io.compressed_codes import CompressedCodes, open_compressed
 from rqtoolkit.io.vectors import VectorTable
-from rqtoolkit.quantizers import Quantizer, ResidualQuantizer
+from rqtoolkit.quantizers import Quantizer
 from rqtoolkit.quantizers import load_quantizer as load_any
 
 __all__ = [
@@ -193,8 +193,9 @@ def sums_of(
 
 def _partial_sums(quantizer: Quantizer, codes: torch.Tensor) -> NDArray[np.float32]:
     """Return what the first 1, 2, … levels decode to, shape (N, depth, dim)."""
-    if isinstance(quantizer, ResidualQuantizer):
-        return quantizer.partial_sums(codes).numpy()
+    partial_sums: Any = getattr(quantizer, "partial_sums", None)
+    if partial_sums is not None:
+        return partial_sums(codes).numpy()
     per_level = len(quantizer.codebook_sizes) // quantizer.depth
     ends = range(per_level, codes.shape[1] + 1, per_level)
     return np.stack([quantizer.decode(codes[:, :end]).numpy() for end in ends], axis=1)

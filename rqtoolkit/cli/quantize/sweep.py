@@ -25,6 +25,7 @@ def sweep(
     starts: opt.Starts = None,
     beam: opt.FitBeam = None,
     prefix_weight: opt.PrefixWeight = None,
+    epochs: opt.Epochs = None,
     time_budget: opt.TimeBudget = None,
     threads: opt.Threads = None,
     seed: opt.Seed = 0,
@@ -47,6 +48,7 @@ def sweep(
         "starts": starts,
         "beam": beam,
         "prefix_weight": prefix_weight,
+        "epochs": epochs,
         "time_budget": time_budget,
     }
     with limited_threads(threads), progress_bar() as progress:

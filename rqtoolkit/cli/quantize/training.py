@@ -15,6 +15,7 @@ from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.vectors import VectorTable
 from rqtoolkit.quantizers import (
     GroupedResidualQuantizer,
+    NeuralResidualQuantizer,
     Quantizer,
     ResidualQuantizer,
     load_quantizer,
@@ -22,7 +23,7 @@ from rqtoolkit.quantizers import (
 
 __all__ = ["check_options", "fit_quantizer", "load_start", "options_used", "training_rows"]
 
-_TRAIN_ROWS_PER_CODE = 1024
+_TRAIN_ROWS_PER_CODE = {"residual": 1024, "grouped": 1024, "neural": 4096}  # as the library
 _TRAIN_ELEMENTS = 2**30  # 4 GiB of float32
 
 _RESIDUAL_FIT = (
@@ -34,12 +35,22 @@ _RESIDUAL_FIT = (
     "target_bits",
     "time_budget",
 )
-_KINDS: dict[str, Any] = {"residual": ResidualQuantizer, "grouped": GroupedResidualQuantizer}
-_CONSTRUCTOR = {
+_KINDS: dict[str, Any] = {
+    "residual": ResidualQuantizer,
+    "grouped": GroupedResidualQuantizer,
+    "neural": NeuralResidualQuantizer,
+}
+_CONSTRUCTOR: dict[str, tuple[str, ...]] = {
     "residual": ("shared_codebook",),
     "grouped": ("shared_codebook", "groups", "rotation"),
+    "neural": (),
 }
-_FIT = {"residual": _RESIDUAL_FIT, "grouped": _RESIDUAL_FIT}
+_SHAPE = ("method", "depth", "codebook_size", *_CONSTRUCTOR["grouped"])
+_FIT: dict[str, tuple[str, ...]] = {
+    "residual": _RESIDUAL_FIT,
+    "grouped": _RESIDUAL_FIT,
+    "neural": ("beam", "epochs", "time_budget"),
+}
 
 
 def check_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,17 +61,15 @@ def check_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         options: Arguments of its constructor and `fit`; None and False are left out.
 
     Raises:
-        ConfigError: If an option is for other methods, or one is missing.
+        ConfigError: If an option is for other methods.
     """
-    given = {name: value for name, value in options.items() if value not in (None, False)}
+    given = {name: value for name, value in options.items() if _is_given(value)}
     for name in given:
         takers = [kind for kind in _KINDS if name in _CONSTRUCTOR[kind] + _FIT[kind]]
         if method not in takers:
             raise ConfigError(
                 f"{_flag(name)} is for --method {' or '.join(takers)}; got {method}. Leave it out."
             )
-    if method == "grouped" and "groups" not in given:
-        raise ConfigError("--method grouped needs --groups: the parts to cut each vector into.")
     return given
 
 
@@ -73,14 +82,22 @@ def options_used(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_rows(
-    vectors: VectorTable, codebook_size: int, train_rows: int | None, seed: int
+    vectors: VectorTable,
+    codebook_size: int,
+    train_rows: int | None,
+    *,
+    method: str,
+    seed: int,
 ) -> NDArray[np.float32]:
-    """Read the vectors to fit on: `train_rows`, or 1024 for each codeword within 4 GiB.
+    """Read the vectors to fit on: `train_rows`, or as many a codeword as the library takes.
+
+    That is 1024, or 4096 for a neural quantizer, within 4 GiB.
 
     Args:
         vectors: Where they lie.
         codebook_size: Entries of the largest level.
         train_rows: Rows to draw; None for the default.
+        method: As for `check_options`.
         seed: Fixes the draw.
 
     Raises:
@@ -92,7 +109,8 @@ def training_rows(
             f"on, fewer than the {codebook_size} codes of a level. Choose smaller codebooks."
         )
     if train_rows is None:
-        train_rows = min(_TRAIN_ROWS_PER_CODE * codebook_size, _TRAIN_ELEMENTS // vectors.dim)
+        rows = _TRAIN_ROWS_PER_CODE[method] * codebook_size
+        train_rows = min(rows, _TRAIN_ELEMENTS // vectors.dim)
         if train_rows < vectors.rows:
             message(
                 f"Fitting on {train_rows} of {vectors.rows} vectors; --train-rows sets how many"
@@ -110,7 +128,22 @@ def fit_quantizer(
     seed: int,
     progress: Progress,
 ) -> Quantizer:
-    """Return a new quantizer fitted on all rows of x, shape (N, dim)."""
+    """Return a new quantizer fitted on all rows of x, shape (N, dim).
+
+    Args:
+        x: Vectors.
+        depth: Levels.
+        codebook_size: Entries of each, or one number per level.
+        method: As for `check_options`.
+        options: What that returned.
+        seed: Fixes the result.
+        progress: Told of the fit.
+
+    Raises:
+        ConfigError: If an option is out of range, or `groups` is missing.
+    """
+    if method == "grouped" and "groups" not in options:
+        raise ConfigError("--method grouped needs --groups: the parts to cut each vector into.")
     own = {name: value for name, value in options.items() if name in _CONSTRUCTOR[method]}
     quantizer = _KINDS[method](x.shape[1], depth, codebook_size, **own)
     rest = {name: value for name, value in options.items() if name not in own}
@@ -119,7 +152,7 @@ def fit_quantizer(
 
 def load_start(
     path: Path, vectors: VectorTable, options: Mapping[str, Any]
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, str, dict[str, Any]]:
     """Read a quantizer to go on from.
 
     Args:
@@ -128,21 +161,29 @@ def load_start(
         options: As for `check_options`.
 
     Returns:
-        The quantizer, and the options that were given.
+        The quantizer, its method, and the options that were given.
 
     Raises:
-        ConfigError: If an option is not for its kind, or says what the file already says.
+        ConfigError: If an option is not for its kind, or says what the file already says; or if
+            that kind cannot go on.
         ShapeError: If the vectors have another dimension.
     """
     quantizer = load_quantizer(path)
     method = next(name for name, kind in _KINDS.items() if isinstance(quantizer, kind))
-    for name in ("method", "depth", "codebook_size", *_CONSTRUCTOR["grouped"]):
-        if options.get(name) not in (None, False):
+    for name in _SHAPE:
+        if _is_given(options.get(name)):
             raise ConfigError(
                 f"{_flag(name)} is settled by --warm-start={path}. Leave it out, or start afresh."
             )
     check_dim(quantizer, vectors)
-    return quantizer, check_options(method, options)
+    if method == "neural":
+        raise ConfigError(f"--warm-start={path} holds a neural quantizer, which starts afresh.")
+    given = {name: value for name, value in options.items() if name not in _SHAPE}
+    return quantizer, method, check_options(method, given)
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False  # 0 is given
 
 
 def _parameters(method: Callable[..., Any]) -> Iterable[tuple[str, Parameter]]:

@@ -56,3 +56,29 @@ def test_bad_codes(tmp_path, codes, sizes, error, words):
     np.save(tmp_path / "codes.npy", codes)
     with pytest.raises(error, match=words):
         read_codes(tmp_path / "codes.npy", codebook_sizes=sizes)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_packed_rows_round_trip(tmp_path, suffix):
+    path = tmp_path / f"codes{suffix}"
+    write_codes(path, [CODES[:15], CODES[15:]], rows=20, codebook_sizes=SIZES, packed=True)
+    table = open_codes(path, codebook_sizes=SIZES, packed=True)
+    assert (table.rows, table.depth) == (20, 3)
+    chunks = list(table.chunks(7))
+    assert [len(chunk) for chunk in chunks] == [7, 7, 6]
+    np.testing.assert_array_equal(np.concatenate(chunks), CODES)
+    packed = read_codes(path)  # as plain numbers: 9 + 3 + 1 bits in two bytes
+    bits = CODES[:, 0] + (CODES[:, 1] << 9) + (CODES[:, 2] << 12)
+    np.testing.assert_array_equal(packed[:, 0] + 256 * packed[:, 1], bits)
+
+
+def test_packed_rows_of_other_sizes_are_refused(tmp_path):
+    write_codes(tmp_path / "c.npy", [CODES], rows=20, codebook_sizes=SIZES, packed=True)
+    with pytest.raises(DataError, match=r"\(N, 3\)"):
+        open_codes(tmp_path / "c.npy", codebook_sizes=[1024, 1024, 4], packed=True)
+    with pytest.raises(ConfigError, match="codebook_sizes"):
+        open_codes(tmp_path / "c.npy", packed=True)
+    with pytest.raises(DataError, match="below codebook_size"):
+        list(open_codes(tmp_path / "c.npy", codebook_sizes=[257, 7, 2], packed=True).chunks(20))
+    with pytest.raises(ConfigError, match="no bits"):
+        write_codes(tmp_path / "d.npy", [CODES], rows=20, codebook_sizes=[1, 1], packed=True)
