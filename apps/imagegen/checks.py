@@ -1,4 +1,4 @@
-"""What must hold between a configuration and its images before a run makes its folder."""
+"""What must hold of a configuration, alone and with its images, before a run makes its folder."""
 
 import os
 from collections.abc import Collection
@@ -17,7 +17,47 @@ from imagegen.stage2 import build_transformer
 from imagegen.text import Tokenizer
 from rqtoolkit.errors import ConfigError, ShapeError
 
-__all__ = ["check_training"]
+__all__ = ["check_settings", "check_training"]
+
+
+def check_settings(
+    config: Config,
+    *,
+    tokenizer: Tokenizer | None = None,
+    stages: Collection[int] = (1, 2),
+    processes: int = 1,
+) -> None:
+    """Refuse a configuration that can train on no images, before any is read.
+
+    Both models are built on the meta device, which takes neither memory nor random numbers, for
+    grey images of one class: others ask for more, as `check_training` then sees.
+
+    Args:
+        config: What is to be trained.
+        tokenizer: What turns texts into tokens, where `config.data.tokenizer` names one.
+        stages: Stages that are going to be trained.
+        processes: Processes that share each batch.
+
+    Raises:
+        ConfigError: If settings or sizes do not fit each other.
+        ArtifactError: If a file of weights is not what it should be.
+        MissingDependencyError: If a logger is not installed.
+    """
+    check_loggers(config)
+    for stage in stages:
+        name, settings = f"stage{stage}", getattr(config, f"stage{stage}")
+        _check_batch(name, settings, processes)
+        _check_warmup(name, settings)
+    if 1 in stages:
+        _check_discriminator(config.stage1.discriminator)
+    if 2 in stages:
+        _check_cache(config)
+    models = _build(config, stages, channels=1, classes=1, tokenizer=tokenizer)
+    for stage in stages:
+        _check_memory(config, stage, models[stage], processes)
+    _check_attention(config)
+    if 1 in stages:
+        check_perceptual(config)
 
 
 def check_training(
@@ -30,23 +70,20 @@ def check_training(
     starting: Collection[int] | None = None,
     processes: int = 1,
 ) -> None:
-    """Refuse a configuration that cannot train on these images.
-
-    Both models are built on the meta device, which takes neither memory nor random numbers.
+    """Refuse a configuration that cannot train on these images, or from the models it names.
 
     Args:
-        config: What is to be trained.
+        config: What is to be trained; `check_settings` has passed it.
         train: Images to learn from.
         held_out: Images to measure on.
-        tokenizer: What turns their texts into tokens, where `config.data.tokenizer` names one.
-        stages: Stages that are going to be trained.
+        tokenizer: As for `check_settings`.
+        stages: As for `check_settings`.
         starting: Stages whose models come from `config.init_from`; None for those that are trained.
-        processes: Processes that share each batch.
+        processes: As for `check_settings`.
 
     Raises:
-        ConfigError: If sizes do not fit each other, the images, or the models to start from.
+        ConfigError: If sizes do not fit the images, or the models to start from.
         ArtifactError: If there are no such models.
-        MissingDependencyError: If a logger is not installed.
         ShapeError: If training and held-out images have different channels.
     """
     if train.channels != held_out.channels:
@@ -54,13 +91,6 @@ def check_training(
             f"train: training and held-out images must have the same channels; got "
             f"{train.channels} and {held_out.channels}. Convert one of the two."
         )
-    check_loggers(config)
-    for stage in stages:
-        name, settings = f"stage{stage}", getattr(config, f"stage{stage}")
-        _check_batch(name, settings, processes)
-        _check_warmup(name, settings)
-    if 1 in stages:
-        _check_discriminator(config.stage1.discriminator)
     if tokenizer is not None and (train.texts is None or held_out.texts is None):
         raise ConfigError(
             f"train: data.tokenizer={config.data.tokenizer} needs images with texts; got none. "
@@ -72,28 +102,41 @@ def check_training(
             f"train: transformer.label_dropout={dropout} needs images with classes or texts; got "
             f"neither. Set it to 0."
         )
-    if 2 in stages:
-        _check_cache(config)
+    models = _build(
+        config, stages, channels=train.channels, classes=train.num_classes, tokenizer=tokenizer
+    )
+    for stage in stages:
+        _check_memory(config, stage, models[stage], processes)
+    if config.init_from is not None:
+        for stage in sorted(stages if starting is None else starting):
+            check_initial(config.init_from, stage, models[stage])
+
+
+def _build(
+    config: Config,
+    stages: Collection[int],
+    *,
+    channels: int,
+    classes: int | None,
+    tokenizer: Tokenizer | None,
+) -> dict[int, nn.Module]:
+    """Return the models of the stages on the meta device, or refuse their sizes."""
     relief = "Lower the sizes of the autoencoder or the transformer."
     with (
         enough_memory("the models", relief),
         torch.random.fork_rng(devices=[]),
         torch.device("meta"),
     ):
-        autoencoder = build_autoencoder(config, image_channels=train.channels)
-        build_discriminator(config, image_channels=train.channels)
+        autoencoder = build_autoencoder(config, image_channels=channels)
+        build_discriminator(config, image_channels=channels)
         models: dict[int, nn.Module] = {1: autoencoder}
         if autoencoder.quantizes or 2 in stages:
-            models[2] = build_transformer(
-                config, autoencoder, train.num_classes, tokenizer=tokenizer
-            )
-    for stage in stages:
-        _check_memory(config, stage, models[stage], processes)
-    if 1 in stages:
-        check_perceptual(config)
-    if config.init_from is not None:
-        for stage in sorted(stages if starting is None else starting):
-            check_initial(config.init_from, stage, models[stage])
+            models[2] = build_transformer(config, autoencoder, classes, tokenizer=tokenizer)
+    return models
+
+
+def _check_attention(config: Config) -> None:
+    """Refuse attention at resolutions that no level has."""
     sizes = config.autoencoder
     levels = [config.data.resolution // 2**level for level in range(len(sizes.multipliers))]
     absent = [side for side in sizes.attention if side not in levels]

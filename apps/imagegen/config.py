@@ -68,7 +68,11 @@ def load_config(source: str | Path, *, overrides: dict[str, Any] | None = None) 
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"config: {path} is not readable YAML; got: {reason}.") from None
-    tree = {} if tree is None else tree
+    if tree is None or tree == {}:
+        raise ConfigError(
+            f"config: {path} holds no settings; got an empty file. Write some, or name a shipped "
+            f"configuration: {', '.join(shipped_configs())}."
+        )
     if isinstance(tree, dict) and "name" not in tree:
         tree["name"] = path.stem
     for dotted, value in (overrides or {}).items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imagegen.autoencoder import RQVAE
 from imagegen.checkpointing import checkpoints
-from imagegen.checks import check_training
+from imagegen.checks import check_settings, check_training
 from imagegen.data import ImageData, ImageSet, open_images
 from imagegen.distributed import join
 from imagegen.guards import enough_memory
@@ -72,7 +72,8 @@ def train_run(
         replace: Remove an earlier run from the folder.
         progress: Called as progress(description, done, total).
 
-    Everything is checked before the folder is made or changed.
+    Everything is checked before the folder is changed, and what needs no images before they are
+    read. A new folder holds a lock alone until then, and goes with it if the run is refused.
 
     Raises:
         ConfigError: If the folder is taken, another process trains in it, the images are not
@@ -83,15 +84,24 @@ def train_run(
         ShapeError: If training and held-out images have different channels.
     """
 
-    def prepare() -> tuple[ImageData, ImageSet, Tokenizer | None]:
+    def check() -> Tokenizer | None:
         run = Run.check(path, config, resume=resume, replace=replace)
-        adopting = 1 not in stages and not run.autoencoder_path.exists()
-        if adopting and not offers(config.init_from, 1):
+        if _adopts(run, stages) and not offers(config.init_from, 1):
             run.require(run.autoencoder_path, 1)
         tokenizer = training_tokenizer(run, anew=replace)
+        check_settings(config, tokenizer=tokenizer, stages=stages, processes=ranks.size)
+        for stage in stages:
+            offers(config.init_from, stage)  # refuses what holds no model at all
+        return tokenizer
+
+    def enter() -> None:
+        if ranks.main:
+            whole.enter_context(exclusive(path))
+
+    def read() -> tuple[ImageData, ImageSet]:
         with enough_memory("reading the images", "Lower data.resolution, or data.held_out."):
             train, held_out = load_run_images(config, shown)
-        starting = {1, *stages} if adopting else None
+        starting = {1, *stages} if _adopts(Run(Path(path), config), stages) else None
         check_training(
             config,
             train,
@@ -103,21 +113,18 @@ def train_run(
         )
         if not replace:
             check_split(path, train, held_out)
-        return train, held_out, tokenizer
-
-    def enter() -> None:
-        if ranks.main:
-            whole.enter_context(exclusive(path))
+        return train, held_out
 
     with join() as ranks, ExitStack() as whole:
         shown = progress if ranks.main else None
-        train, held_out, tokenizer = ranks.together(prepare)
+        tokenizer = ranks.together(check)
         ranks.together(enter)
+        train, held_out = ranks.together(read)
         if ranks.main:
-            keep_tokenizer(Run.create(path, config, resume=resume, replace=replace), tokenizer)
+            alone = Run.create(path, config, resume=resume, replace=replace)
+            keep_tokenizer(alone, tokenizer)
             write_split(path, train, held_out)
-            alone = Run(Path(path), config)
-            if 1 not in stages and not alone.autoencoder_path.exists():
+            if _adopts(alone, stages):
                 adopt_stage1(alone)
         ranks.wait()
         run = Run(Path(path), config, ranks)
@@ -129,6 +136,11 @@ def train_run(
                 autoencoder = _finished_autoencoder(run)
                 train_stage2(run, autoencoder, train, held_out, progress=shown)
     return run
+
+
+def _adopts(run: Run, stages: Sequence[int]) -> bool:
+    """Return whether a run has to take over a finished stage 1 from elsewhere."""
+    return 1 not in stages and not run.autoencoder_path.exists()
 
 
 def _relief(stage: int) -> str:

@@ -11,9 +11,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -285,7 +285,8 @@ def exclusive(path: str | Path) -> Iterator[None]:
     """Keep any other process from training in a folder, which is made, while the block runs.
 
     The kernel releases the lock when the process ends, however it does. Where it has no such locks,
-    as on Windows and some network file systems, nobody is kept out.
+    as on Windows and some network file systems, nobody is kept out. A folder that was made for the
+    lock, and in which the block left nothing, is removed again.
 
     Args:
         path: Folder of a run.
@@ -294,6 +295,7 @@ def exclusive(path: str | Path) -> Iterator[None]:
         ConfigError: If another process trains there, or the folder cannot be made.
     """
     path = Path(path)
+    missing = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         file = (path / LOCK).open("ab")
@@ -303,17 +305,32 @@ def exclusive(path: str | Path) -> Iterator[None]:
             f"another folder."
         ) from error
     with file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"run: {path} is in use; got another process trains in this folder. Wait "
-                    f"for it, stop it, or choose another folder."
-                ) from None
-            except OSError:  # a file system without locks
-                pass
-        yield
+        if not _lock(file):
+            raise ConfigError(
+                f"run: {path} is in use; got another process trains in this folder. Wait "
+                f"for it, stop it, or choose another folder."
+            )
+        try:
+            yield
+        finally:
+            if missing and [left.name for left in path.iterdir()] == [LOCK]:
+                with suppress(OSError):  # somebody has put something there since
+                    (path / LOCK).unlink()
+                    for folder in missing:
+                        folder.rmdir()
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock a file and return whether this process has it alone, as far as can be told."""
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return os.fstat(file.fileno()).st_nlink > 0  # or who made the folder is just removing it
 
 
 @contextmanager

@@ -87,6 +87,29 @@ def test_a_model_beyond_memory_is_refused_before_a_folder_is_made(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.resolution": 9}, "does not divide by the reduction"),
+        ({"autoencoder.attention": [16]}, "do not occur"),
+        ({"transformer.dim": 65536, "transformer.body_layers": 50}, "stage 2 needs .* GB"),
+        ({"stage1.warmup_steps": 5}, "warmup_steps=5 must be at most"),
+        ({"init_from": "nowhere"}, "nowhere has no finished stage 1"),
+    ],
+)
+def test_what_needs_no_images_is_refused_before_they_are_read(
+    tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.setattr("imagegen.jobs.load_run_images", _read_nothing)
+    with pytest.raises((ConfigError, ArtifactError), match=message):
+        train_run(load_config("digits", overrides={**TINY, **changes}), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def _read_nothing(*_args, **_kwargs):
+    raise AssertionError("images were read")
+
+
+@pytest.mark.parametrize(
     "error",
     [
         MemoryError(),
@@ -123,7 +146,8 @@ def test_a_damaged_autoencoder_is_written_again_as_advised(tmp_path):
     assert path.read_bytes() == good
 
 
-def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
+def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("imagegen.jobs.load_run_images", _read_nothing)
     config = load_config("digits", overrides=TINY)
     partial = tmp_path / "run" / ".theirs.partial"
     with exclusive(tmp_path / "run"):
@@ -135,6 +159,19 @@ def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
         assert partial.read_text() == "being written"
     with exclusive(tmp_path / "run"):  # free again
         pass
+
+
+def test_a_folder_made_for_a_lock_alone_goes_with_it(tmp_path):
+    path = tmp_path / "new" / "run"
+    with exclusive(path), pytest.raises(ConfigError, match="another process"), exclusive(path):
+        pass
+    assert not list(tmp_path.iterdir())
+    with exclusive(path):
+        (path.parent / "other").mkdir()
+    assert [p.name for p in tmp_path.rglob("*")] == ["new", "other"]
+    with exclusive(path):
+        (path / "kept").touch()
+    assert (path / "kept").exists()
 
 
 def test_a_run_goes_on_without_the_file_its_tokenizer_came_from(tmp_path):
