@@ -8,6 +8,7 @@ does not fit the memory allowed are searched on residuals instead (`assign.beam_
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -23,7 +24,14 @@ from rqtoolkit.functional.assign import (
 from rqtoolkit.functional.codebook_products import CodebookProducts, product_bytes
 from rqtoolkit.functional.kernels import torch_beam
 
-__all__ = ["encode_prefixes", "encode_vectors", "inner_products", "search_compiled", "share_chunks"]
+__all__ = [
+    "encode_prefixes",
+    "encode_vectors",
+    "inner_products",
+    "search_compiled",
+    "search_tensors",
+    "share_chunks",
+]
 
 CHUNK_BYTES = 2 * 2**20  # of inner products per thread: they stay in the caches
 PRODUCTS_SHARE = 0.75  # of the memory allowed; the rest is for chunks
@@ -147,8 +155,18 @@ def _encode_with_torch(
     codes = x.new_empty(len(x), widths[-1], len(widths), dtype=torch.int64)
     for rows in chunk_slices(len(x), bytes_per_row, free):
         dots = inner_products(x[rows], products, len(widths))
-        codes[rows] = torch_beam.beam_prefixes(dots, products, widths)
+        codes[rows] = search_tensors(dots, products, widths)
     return codes
+
+
+def search_tensors(dots: Tensor, products: CodebookProducts, widths: Sequence[int]) -> Tensor:
+    """Do what `torch_beam.beam_prefixes` does, on CUDA by Triton where it is installed."""
+    if dots.device.type == "cuda" and find_spec("triton") is not None:
+        from rqtoolkit.functional.kernels import triton_beam
+
+        if triton_beam.block_size(products.sizes, widths) <= triton_beam.LARGEST_BLOCK:
+            return triton_beam.beam_prefixes(dots, products, widths)
+    return torch_beam.beam_prefixes(dots, products, widths)
 
 
 def _encode_on_cpu(

@@ -28,9 +28,9 @@ from rqtoolkit.functional.encoding import (
     encode_vectors,
     inner_products,
     search_compiled,
+    search_tensors,
     share_chunks,
 )
-from rqtoolkit.functional.kernels.torch_beam import beam_prefixes
 from rqtoolkit.functional.kernels.torch_refinement import ProductScores, ResidualScores, refine
 
 __all__ = ["encode_refined", "refine_codes"]
@@ -185,7 +185,7 @@ def _refine_by_products(
         elif compiled:
             search_compiled(dots, made, widths, before[:, None])
         else:
-            before = beam_prefixes(dots, made, widths)[:, 0]
+            before = search_tensors(dots, made, widths)[:, 0]
         draws = _draws(x[rows], effort)
         if compiled:
             refined[rows] = before

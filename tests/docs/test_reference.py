@@ -19,6 +19,7 @@ INTERNAL = {
     "rqtoolkit.functional.kernels.neighbours",
     "rqtoolkit.functional.kernels.torch_beam",
     "rqtoolkit.functional.kernels.torch_refinement",
+    "rqtoolkit.functional.kernels.triton_beam",
     "rqtoolkit.transformer.checks",
     "rqtoolkit.quantizers.checks",
     "rqtoolkit.io.parquet",
