@@ -26,17 +26,19 @@ GEMM_ROWS = 2048
 
 
 def measure_quality(codec: Codec, vectors: Vectors) -> dict[str, float]:
-    """Return the held-out relative error, and 1-recall@10 of searching decoded vectors.
+    """Return the held-out relative error, and 1-recall@1 and @10 of searching decoded vectors.
 
     The base are rows of the training part, the queries held-out ones, which are not quantized.
     """
     held_out = vectors.held_out
-    meter = RecallMeter(held_out[:QUERIES], ks=(10,), metrics=("l2",))
+    meter = RecallMeter(held_out[:QUERIES], ks=(1, 10), metrics=("l2",))
     base = vectors.train[:BASE_ROWS]
     meter.add(base, codec.decode(codec.encode(base)))
+    recall = meter.result()["l2"].one_recall_at
     return {
         "relative_error": relative_error(held_out, codec.decode(codec.encode(held_out))),
-        "one_recall_at_10": meter.result()["l2"].one_recall_at[10],
+        "one_recall_at_1": recall[1],
+        "one_recall_at_10": recall[10],
     }
 
 

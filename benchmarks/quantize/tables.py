@@ -37,9 +37,9 @@ class Figures:
         """Return the held-out relative error."""
         return self._of("quality", method, "relative_error")
 
-    def recall(self, method: str) -> float | None:
-        """Return 1-recall@10."""
-        return self._of("quality", method, "one_recall_at_10")
+    def recall(self, method: str, k: int) -> float | None:
+        """Return 1-recall@k, k 1 or 10."""
+        return self._of("quality", method, f"one_recall_at_{k}")
 
     def memory(self, method: str) -> float | None:
         """Return the peak extra memory of encoding, MiB."""
@@ -184,7 +184,8 @@ def _fit_cell(f: Figures, method: str) -> str:
 COLUMNS: dict[str, Column] = {
     "method": lambda _, method: METHODS[method].title,
     "error": lambda f, method: _cell(f.error(method), "#.4g"),
-    "1-recall@10": lambda f, method: _cell(f.recall(method), ".3f"),
+    "1-recall@1": lambda f, method: _cell(f.recall(method, 1), ".3f"),
+    "1-recall@10": lambda f, method: _cell(f.recall(method, 10), ".3f"),
     "encode, vectors/s": lambda f, method: _cell(f.rate(method, "encode"), ",.0f"),
     "of the GEMM": lambda f, method: _cell(
         _ratio(f.rate(method, "encode"), f.rate("gemm", "encode"))

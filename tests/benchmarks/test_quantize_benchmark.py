@@ -33,7 +33,9 @@ def speeds(**methods):
 
 
 def quality(method, error):
-    return record("quality", method, relative_error=error, one_recall_at_10=0.5)
+    return record(
+        "quality", method, relative_error=error, one_recall_at_1=0.2, one_recall_at_10=0.5
+    )
 
 
 class TestPlan:
@@ -147,7 +149,8 @@ class TestReport:
         assert len(rows) == 2 + 5
         own = next(row for row in rows if row.startswith("| rqtoolkit, beam 5 |"))
         assert own == (
-            "| rqtoolkit, beam 5 | 0.1900 | 0.500 | 300,000 | 0.750 | 300,000 | 16 | 10.0 (20.0) |"
+            "| rqtoolkit, beam 5 | 0.1900 | 0.200 | 0.500 "
+            "| 300,000 | 0.750 | 300,000 | 16 | 10.0 (20.0) |"
         )
 
     def test_only_what_stands_between_the_marks_of_a_page_changes(self):
@@ -191,7 +194,7 @@ def test_a_tiny_run_measures_what_has_no_record(tmp_path, monkeypatch):
     assert all(r["commit"] and r["versions"]["faiss-cpu"] and r["threads"] == 1 for r in records)
     figures = Figures(records)
     assert figures.error("residual-5") < figures.error("residual-1") < figures.error("faiss-pq")
-    assert 0 < figures.recall("residual-5") <= 1
+    assert 0 < figures.recall("residual-5", 1) < figures.recall("residual-5", 10) <= 1
     assert 0 < figures.rate("residual-1", "encode") < figures.rate("gemm", "encode")
     assert "rqtoolkit, beam 5" in output
     assert " fit " not in run(*arguments)  # nothing is measured again
