@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rqtoolkit.functional.assign import level_tables
+from rqtoolkit.functional.codebook_products import CodebookProducts, product_bytes
+from rqtoolkit.functional.encoding import PRODUCTS_SHARE
 from rqtoolkit.quantizers.fitting import kmeans_tables, sampled_tables
 
 __all__ = ["CodebookTables"]
@@ -73,11 +75,37 @@ class CodebookTables(nn.Module):
         self.register_buffer("initialized", torch.tensor(False))
         # In the state only where there are some: most quantizers have none.
         self.register_buffer("penalties", torch.empty(0, 0), persistent=False)
+        self._kept: tuple[Any, Any, CodebookProducts] | None = None
         self.is_initialized = False  # mirrors the buffer, so that no forward waits for a device
 
     def levels(self, depth: int) -> list[Tensor]:
         """Return the table (K_d, dim) of each of the first `depth` levels, without padding."""
         return level_tables(self.tables, self.codebook_sizes, depth)
+
+    def products(self, depth: int, *, both_ways: bool, max_bytes: int) -> CodebookProducts | None:
+        """Return what encoding with the first `depth` levels needs, kept until a table changes.
+
+        Args:
+            depth: Levels.
+            both_ways: As refinement needs them.
+            max_bytes: Of all that encoding may take; None is returned where it does not suffice.
+        """
+        levels = [table.detach() for table in self.levels(depth)]
+        sizes = [len(table) for table in levels]
+        if product_bytes(sizes, both_ways=both_ways) > PRODUCTS_SHARE * max_bytes:
+            return None
+        if self.tables.is_inference():  # such tensors do not count their changes
+            return CodebookProducts.of(levels, self.level_penalties(depth), both_ways=both_ways)
+        source = (self.tables, self.penalties)
+        key = (depth, both_ways, *((id(t), t.data_ptr(), t._version) for t in source))
+        if self._kept is None or self._kept[0] != key:
+            made = CodebookProducts.of(levels, self.level_penalties(depth), both_ways=both_ways)
+            self._kept = (key, source, made)  # the source stays alive, so that its id stays its own
+        return self._kept[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies and pickles what can be computed again."""
+        return {**super().__getstate__(), "_kept": None}
 
     def level_penalties(self, depth: int) -> list[Tensor] | None:
         """Return the penalties (K_d,) of each of the first `depth` levels, or None without any."""

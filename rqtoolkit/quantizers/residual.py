@@ -14,12 +14,12 @@ from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.arguments import check_count
 from rqtoolkit.functional.assign import (
     DEFAULT_MAX_BYTES,
-    beam_codes,
     level_tables,
     sum_codewords,
 )
 from rqtoolkit.functional.gradient import straight_through
 from rqtoolkit.functional.progress import Progress
+from rqtoolkit.functional.refinement import encode_refined
 from rqtoolkit.functional.soft_targets import SoftTargets, soft_targets
 from rqtoolkit.io.artifact import check_tensors
 from rqtoolkit.quantizers import checks, faiss_bridge
@@ -213,23 +213,20 @@ class ResidualQuantizer(Quantizer):
         flat, shape = self._flatten(x, "encode")
         if not torch.compiler.is_compiling():
             checks.check_finite(flat, where)
-        tables = self._levels(depth)
+        refining = icm_rounds > 0 or perturbations > 0
         with torch.autocast(x.device.type, enabled=False):
-            codes = beam_codes(flat, tables, beam, max_bytes=max_bytes)
-            if icm_rounds or perturbations:
-                from rqtoolkit.functional.refinement import refine_codes
-
-                codes = refine_codes(
-                    flat,
-                    codes,
-                    tables,
-                    rounds=icm_rounds,
-                    perturbations=perturbations,
-                    penalties=self.state.level_penalties(depth),
-                    seed=seed,
-                    max_bytes=max_bytes,
-                    threads=threads,
-                )
+            codes = encode_refined(
+                flat,
+                self._levels(depth),
+                beam=beam,
+                rounds=icm_rounds,
+                perturbations=perturbations,
+                penalties=self.state.level_penalties(depth),
+                seed=seed,
+                products=self.state.products(depth, both_ways=refining, max_bytes=max_bytes),
+                max_bytes=max_bytes,
+                threads=threads,
+            )
         return codes.reshape(*shape, depth)
 
     def partial_sums(self, codes: Tensor) -> Tensor:
