@@ -22,7 +22,7 @@ __all__ = ["code_prices", "fit_with_rate", "mean_price"]
 Prices = list[Tensor]
 """Bits that each entry costs, one tensor (K_d,) per level."""
 
-_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 2**13
+_HELD_OUT = 2**11, 2**13  # rows: a tenth of all within these, but no more than a quarter
 _SAMPLE_ROWS = 2**14  # by which prices settle
 _SETTLING = 2
 _EARLY_TOLERANCE, _TOLERANCE = 0.03, 0.004  # of the target rate, before the last round and in it
@@ -62,7 +62,7 @@ def fit_with_rate(
             Where codes take no more anyway, the weight is 0.
         beam: Prefixes kept per vector in encoding.
         rounds: Least-squares steps.
-        seed: Chooses the rows held out, a tenth of all and 8192 at most.
+        seed: Chooses the rows held out: a tenth of all within 2048 and 8192, but at most a quarter.
         progress: Told of each round.
 
     Returns:
@@ -163,7 +163,8 @@ def _check_rate(rate_weight: float | None, target_bits: float | None) -> tuple[f
 def _split(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Return rows to measure on and rows to fit, both in random order; of one row, twice it."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
-    count = min(math.ceil(_HELD_OUT_SHARE * len(x)), _MOST_HELD_OUT)
+    least, most = _HELD_OUT
+    count = min(max(len(x) // 10, least), most, math.ceil(len(x) / 4))
     return x[order[:count]], x[order[min(count, len(x) - 1) :]]
 
 

@@ -28,7 +28,7 @@ def random_codes(seed, rows, sizes, dtype=np.int64):
     read_rows=st.integers(1, 400),
 )
 def test_chunks_come_back_as_they_went(tmp_path_factory, seed, sizes, cuts, read_rows):
-    path = tmp_path_factory.mktemp("codes") / "codes.rqz"
+    path = tmp_path_factory.mktemp("codes") / "codes.rqcodes"
     codes = random_codes(seed, sum(cuts), sizes, np.uint32)
     chunks = np.split(codes, np.cumsum(cuts)[:-1]) if cuts else []
     write_compressed(path, iter(chunks), rows=len(codes), codebook_sizes=sizes)
@@ -42,7 +42,7 @@ def test_chunks_come_back_as_they_went(tmp_path_factory, seed, sizes, cuts, read
 @pytest.mark.parametrize(("size", "depth"), [(1, 8), (2, 1), (256, 8), (1024, 3)])
 def test_a_file_is_two_percent_and_sixteen_bytes_over_the_model(tmp_path, rows, size, depth):
     codes = random_codes(0, rows, [size] * depth)
-    path = tmp_path / "codes.rqz"
+    path = tmp_path / "codes.rqcodes"
     bits = write_compressed(path, [codes], rows=rows, codebook_sizes=[size] * depth)
     assert path.stat().st_size <= 1.02 * bits / 8 + 16
     np.testing.assert_array_equal(read(path), codes)
@@ -70,7 +70,7 @@ def test_skewed_codes_take_fewer_bytes_than_their_entropy_coded_alone_would(shar
     first = (x @ x[:16].T).argmax(1)
     rest = x - x[:16][first]
     codes = np.stack([first, (rest @ x[16:32].T).argmax(1)], axis=1)
-    path = tmp_path / "codes.rqz"
+    path = tmp_path / "codes.rqcodes"
     write_compressed(path, [codes], rows=len(codes), codebook_sizes=(16, 16))
     shares = [np.bincount(column, minlength=16) / len(codes) for column in codes.T]
     entropy = -sum((p[p > 0] * np.log2(p[p > 0])).sum() for p in shares)
@@ -79,7 +79,7 @@ def test_skewed_codes_take_fewer_bytes_than_their_entropy_coded_alone_would(shar
 
 def test_a_changed_or_missing_byte_is_noticed(tmp_path):
     codes = random_codes(3, 50, (16, 16))
-    path = tmp_path / "codes.rqz"
+    path = tmp_path / "codes.rqcodes"
     write_compressed(path, [codes], rows=50, codebook_sizes=(16, 16))
     whole = path.read_bytes()
     for place in range(len(whole)):
@@ -96,7 +96,7 @@ def test_a_changed_or_missing_byte_is_noticed(tmp_path):
 
 def test_codes_that_another_model_would_read_are_refused(tmp_path, monkeypatch):
     codes = random_codes(4, 3000, (256, 256))
-    path = tmp_path / "codes.rqz"
+    path = tmp_path / "codes.rqcodes"
     write_compressed(path, [codes], rows=3000, codebook_sizes=(256, 256))
     monkeypatch.setattr("rqtoolkit.functional.code_model._BLENDS", ((3.0, 0.0),) * 10)
     with pytest.raises(ArtifactError, match="cannot be decompressed here"):
@@ -105,7 +105,7 @@ def test_codes_that_another_model_would_read_are_refused(tmp_path, monkeypatch):
 
 def test_foreign_and_missing_files_are_named(tmp_path):
     with pytest.raises(ArtifactError, match="is no file"):
-        open_compressed(tmp_path / "none.rqz")
+        open_compressed(tmp_path / "none.rqcodes")
     with pytest.raises(ArtifactError, match="is no file"):
         open_compressed(tmp_path)
     np.save(tmp_path / "codes.npy", np.zeros((3, 2), np.uint8))
@@ -114,7 +114,7 @@ def test_foreign_and_missing_files_are_named(tmp_path):
 
 
 def test_codes_of_another_quantizer_are_refused(tmp_path):
-    path = tmp_path / "codes.rqz"
+    path = tmp_path / "codes.rqcodes"
     write_compressed(path, [np.zeros((3, 2), int)], rows=3, codebook_sizes=(4, 4))
     with pytest.raises(ShapeError, match="depth 2 but the quantizer has depth 1"):
         open_compressed(path, codebook_sizes=(4,))
@@ -139,9 +139,9 @@ def test_codes_of_another_quantizer_are_refused(tmp_path):
     ],
 )
 def test_unusable_codes_leave_no_file(tmp_path, chunks, rows, sizes, error, words):
-    path = tmp_path / "codes.rqz"
+    path = tmp_path / "codes.rqcodes"
     path.write_bytes(b"before")
     with pytest.raises(error, match=words):
         write_compressed(path, chunks, rows=rows, codebook_sizes=sizes)
-    assert [file.name for file in tmp_path.iterdir()] == ["codes.rqz"]
+    assert [file.name for file in tmp_path.iterdir()] == ["codes.rqcodes"]
     assert path.read_bytes() == b"before"

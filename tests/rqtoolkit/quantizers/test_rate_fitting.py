@@ -8,6 +8,7 @@ from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.assign import beam_codes, sum_codewords
 from rqtoolkit.functional.least_squares import joint_codebooks
 from rqtoolkit.functional.rate_distortion import distortion, entropy_per_depth
+from rqtoolkit.quantizers import ResidualQuantizer
 from rqtoolkit.quantizers.fitting import kmeans_tables, refine_tables
 from rqtoolkit.quantizers.rate_fitting import _find_weight, code_prices, fit_with_rate, mean_price
 
@@ -48,7 +49,7 @@ def test_prices_are_what_each_entry_costs():
 def test_a_bit_without_price_is_the_fit_without_rate(fitted):
     x, tables = fitted
     found, penalties, weight = fit_with_rate(x, tables, SIZES, 4, rate_weight=0.0, beam=2, rounds=2)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[800:]
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[2000:]
     for _ in range(2):
         codes = beam_codes(x[order], list(tables), 2)
         tables = joint_codebooks(x[order], codes, tables, SIZES)
@@ -65,11 +66,11 @@ def test_the_target_rate_is_met_on_rows_held_out(fitted, share):
     found, penalties, weight = fit_with_rate(
         x, tables, SIZES, 4, target_bits=target, beam=2, rounds=3
     )
-    held_out = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:800]]
+    held_out = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:2000]]
     codes = beam_codes(held_out, list(found), 2, penalties=list(penalties))
     paid = penalties.gather(1, codes.T).sum() / weight / len(codes)
     assert float(paid) == pytest.approx(target, rel=0.01)
-    # 800 rows know the rate of others within some percent
+    # 2000 rows know the rate of others within some percent
     assert measured(vectors(1, 20_000), found, penalties)[0] == pytest.approx(target, rel=0.1)
     assert weight > 0
 
@@ -113,6 +114,16 @@ def test_a_target_above_the_need_takes_no_weight(fitted):
     _, penalties, weight = fit_with_rate(x, tables, SIZES, 4, target_bits=60, beam=2, rounds=1)
     assert weight == 0
     assert not penalties.any()
+
+
+def test_a_quantizer_fitted_for_a_rate_encodes_at_it_and_after_loading(fitted, tmp_path):
+    x = fitted[0][:3000]
+    quantizer = ResidualQuantizer(6, 4, 16).fit(x, target_bits=6.0, beam=2, rounds=2)
+    codes = quantizer.encode(x)
+    assert sum(entropy_per_depth(codes, SIZES)) == pytest.approx(6.0, rel=0.1)
+    quantizer.save(tmp_path / "rq.safetensors")
+    again = ResidualQuantizer.load(tmp_path / "rq.safetensors").encode(x)
+    assert torch.equal(again, codes)
 
 
 def test_sizes_that_differ_and_a_shared_codebook():
