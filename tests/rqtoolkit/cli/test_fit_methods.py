@@ -248,3 +248,16 @@ def test_what_neural_quantizers_do_not_do(made, tmp_path, refused, words, messag
     places = {"neural": tmp_path / "neural.safetensors", "x": made / "x.npy"}
     words = [str(word).format(**places) for word in words]
     refused([*words, "--out", tmp_path / "out.npy"], message)
+
+
+def test_a_target_rate_is_met_by_the_compressed_codes(tmp_path, run_json):
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(4000, 4)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    model, shape = tmp_path / "m.safetensors", ["--depth", 2, "--codebook-size", 16]
+    found = run_json(
+        "fit", tmp_path / "x.npy", *shape, "--starts", 1, "--target-bits", 5, "--out", model
+    )
+    assert found["training"]["entropy"] < 5.6  # nearly 8 without a rate
+    measured = run_json("evaluate", model, tmp_path / "x.npy")
+    assert measured["compressed_bits_per_vector"] < 5.6
