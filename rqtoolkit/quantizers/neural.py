@@ -24,6 +24,7 @@ from rqtoolkit.quantizers.residual import ResidualQuantizer
 __all__ = ["NeuralResidualQuantizer"]
 
 _FIT_ROWS_PER_CODE = 4096
+_LARGEST_SHARE = 0.97  # of the error of tables; networks gaining less are not worth held-out rows
 
 
 class NeuralResidualQuantizer(Quantizer):
@@ -94,7 +95,7 @@ class NeuralResidualQuantizer(Quantizer):
         self.beam = beam
         generator = torch.Generator().manual_seed(0)
         tables = [torch.randn(size, dim, generator=generator) / dim**0.5 for size in sizes]
-        self.levels = self._start(tables, torch.zeros(dim), torch.ones(()), generator)
+        self.levels = self._from_tables(tables, torch.zeros(dim), torch.ones(()), generator)
 
     @torch.no_grad()
     def encode(
@@ -157,11 +158,11 @@ class NeuralResidualQuantizer(Quantizer):
         self,
         X: NDArray | Tensor,
         *,
-        epochs: int = 60,
+        epochs: int = 50,
         batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        patience: int = 8,
-        training_beam: int = 1,
+        learning_rate: float = 2e-3,
+        patience: int = 10,
+        training_beam: int = 2,
         beam: int = 16,
         time_budget: float | None = None,
         max_rows: int | None = None,
@@ -170,8 +171,9 @@ class NeuralResidualQuantizer(Quantizer):
     ) -> "NeuralResidualQuantizer":
         """Train offline on a matrix: a `ResidualQuantizer` first, whose tables the networks bend.
 
-        A twentieth of the rows (4096 at most) is held out; what the networks are when its error
-        is least stays, which may be the tables alone. The same seed gives the same result, unless
+        A twentieth of the rows (4096 at most) is held out, and what the networks are when its error
+        is least stays. Where they do not lower it by 3%, as with few vectors, the result is the
+        tables of `ResidualQuantizer.fit` on all rows. The same seed gives the same result, unless
         time_budget ends the training.
 
         Args:
@@ -181,9 +183,10 @@ class NeuralResidualQuantizer(Quantizer):
             batch_size: Vectors a step.
             learning_rate: Of AdamW at its highest.
             patience: Passes without a lower held-out error after which training ends.
-            training_beam: Prefixes kept when batches are encoded in training.
+            training_beam: Prefixes kept when batches are encoded in training; they share out the
+                candidates of one.
             beam: Prefixes that `encode` keeps from then on.
-            time_budget: Seconds for all of it; the learning rate falls to zero within them.
+            time_budget: Seconds after which training ends; the learning rate falls to zero by then.
             max_rows: Rows used, drawn at random; 4096 per codeword when None.
             seed: Fixes the result.
             progress: Told of each stretch of work.
@@ -218,46 +221,56 @@ class NeuralResidualQuantizer(Quantizer):
             seed=seed,
         ).to(self.levels.center.device)
         generator = torch.Generator().manual_seed(seed % 2**63)
-        kept, held_out = held_out_rows(len(x), largest, generator)
-        x, held_out_x = x[kept.to(x.device)], x[held_out.to(x.device)]
-        tables = ResidualQuantizer(self.dim, self.depth, self.codebook_sizes).to(x.device)
-        tables.fit(x, seed=seed, progress=progress)
-        center = x.mean(dim=0)
-        spread = (x - center).square().mean().sqrt()
-        self.levels = self._start(
-            level_tables(tables.codebooks, self.codebook_sizes, self.depth),
-            center,
-            torch.where(spread > 0, spread, 1.0),
-            generator,
-        ).to(x.device)
+        kept, held_out = (
+            x[rows.to(x.device)] for rows in held_out_rows(len(x), largest, generator)
+        )
+
+        def start(rows: Tensor) -> NeuralLevels:
+            tables = ResidualQuantizer(self.dim, self.depth, self.codebook_sizes).to(x.device)
+            tables.fit(rows, seed=seed, progress=progress)
+            levels = level_tables(tables.codebooks, self.codebook_sizes, self.depth)
+            return self._from_tables(levels, *_standard_units(rows), generator)
+
         self.beam = beam
-        if len(held_out_x):
-            training = Training(
-                epochs=epochs,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                patience=patience,
-                beam=training_beam,
-                final_beam=beam,
-                candidates=self.candidates,
-                deadline=deadline,
-            )
-            normalize = self.levels.normalize
-            train_levels(
-                self.levels,
-                normalize(x),
-                normalize(held_out_x),
-                training,
-                generator=generator,
-                progress=progress,
-            )
+        self.levels = start(kept)
+        if not len(held_out):
+            return self
+        training = Training(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            patience=patience,
+            beam=training_beam,
+            candidates=max(1, self.candidates // training_beam),
+            final_beam=beam,
+            final_candidates=self.candidates,
+            deadline=deadline,
+        )
+        share = train_levels(
+            self.levels,
+            self.levels.normalize(kept),
+            self.levels.normalize(held_out),
+            training,
+            generator=generator,
+            progress=progress,
+        )
+        if share > _LARGEST_SHARE:
+            self.levels = start(x)
         return self
 
-    def _start(
+    def _from_tables(
         self, tables: Sequence[Tensor], center: Tensor, spread: Tensor, generator: torch.Generator
     ) -> NeuralLevels:
-        settings: dict[str, Any] = {"width": self.width, "blocks": self.blocks}
-        return NeuralLevels(tables, center=center, spread=spread, generator=generator, **settings)
+        """Return levels that are these tables until they are trained."""
+        levels = NeuralLevels(
+            tables,
+            center=center,
+            spread=spread,
+            width=self.width,
+            blocks=self.blocks,
+            generator=generator,
+        )
+        return levels.to(center.device)
 
     def _sum(self, codes: Tensor) -> Tensor:
         with torch.autocast(codes.device.type, enabled=False):
@@ -278,3 +291,10 @@ class NeuralResidualQuantizer(Quantizer):
             if tensor.dtype != torch.float32 and not tensor.is_meta:
                 tensor.data = exact[name].to(device=tensor.device, dtype=torch.float32)
         return self
+
+
+def _standard_units(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (dim,) and overall standard deviation (1 where there is none) of vectors."""
+    center = x.mean(dim=0)
+    spread = (x - center).square().mean().sqrt()
+    return center, torch.where(spread > 0, spread, 1.0)

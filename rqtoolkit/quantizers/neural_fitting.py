@@ -32,8 +32,9 @@ class Training:
         learning_rate: Of AdamW at its highest; falls to zero as half a cosine.
         patience: Passes without a lower held-out error after which training ends.
         beam: Prefixes kept when the current networks encode a batch.
-        final_beam: Prefixes that will be kept once training is over.
         candidates: Codewords they evaluate for each prefix.
+        final_beam: As beam, once training is over.
+        final_candidates: As candidates, once training is over.
         deadline: On the clock of `time.monotonic`, or None.
     """
 
@@ -42,8 +43,9 @@ class Training:
     learning_rate: float
     patience: int
     beam: int
-    final_beam: int
     candidates: int
+    final_beam: int
+    final_candidates: int
     deadline: float | None
 
 
@@ -62,7 +64,7 @@ def train_levels(
     *,
     generator: torch.Generator,
     progress: Progress | None = None,
-) -> None:
+) -> float:
     """Lower the squared error after every level by gradient; leave the best state met.
 
     Each batch is encoded by the networks as they are, then the error of the sums that these codes
@@ -77,11 +79,15 @@ def train_levels(
         training: How.
         generator: Source of the order of vectors, on the CPU.
         progress: Told of each epoch.
+
+    Returns:
+        Held-out error with the final beam, as a share of the one at the start.
     """
     optimizer = torch.optim.AdamW(_groups(levels), lr=training.learning_rate)
     pace = _Pace(training, steps=training.epochs * math.ceil(len(x) / training.batch_size))
     start = best = _state(levels)
-    least, waited = _held_out_error(levels, held_out, training.beam, training), 0
+    searched = {"beam": training.beam, "candidates": training.candidates}
+    least, waited = _mean_error(levels, held_out, **searched), 0
     for epoch in range(training.epochs):
         for rows in _batches(len(x), training.batch_size, generator):
             rate = training.learning_rate * pace.step()
@@ -90,7 +96,7 @@ def train_levels(
             _step(levels, optimizer, x[rows.to(x.device)], training)
             if pace.fraction >= 1:
                 break
-        error = _held_out_error(levels, held_out, training.beam, training)
+        error = _mean_error(levels, held_out, **searched)
         waited = 0 if error < least else waited + 1
         if error < least:
             best, least = _state(levels), error
@@ -98,11 +104,15 @@ def train_levels(
         report(progress, "networks", training.epochs if done else epoch + 1, training.epochs)
         if done:
             break
+    searched = {"beam": training.final_beam, "candidates": training.final_candidates}
     errors = []
-    for state in (best, start):  # `start` stays where both are equally good
+    for state in (start, best):
         levels.load_state_dict(state)
-        errors.append(_held_out_error(levels, held_out, training.final_beam, training))
-    levels.load_state_dict(best if errors[0] < errors[1] else start)
+        errors.append(_mean_error(levels, held_out, **searched))
+    if errors[1] < errors[0]:
+        return errors[1] / errors[0]
+    levels.load_state_dict(start)
+    return 1.0
 
 
 class _Pace:
@@ -182,10 +192,10 @@ def _loss(levels: NeuralLevels, x: Tensor, codes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _held_out_error(levels: NeuralLevels, x: Tensor, beam: int, training: Training) -> float:
-    """Squared error of a sample, summed over dim and averaged over vectors."""
+def _mean_error(levels: NeuralLevels, x: Tensor, *, beam: int, candidates: int) -> float:
+    """Squared error after encoding, summed over dim and averaged over vectors."""
     with _fast(x.device):
-        codes = _encode(levels, x, beam, training.candidates)
+        codes = _encode(levels, x, beam, candidates)
         decoded = levels.normalize(levels.decode(codes, max_bytes=DEFAULT_MAX_BYTES))
     return float((x - decoded).square().sum(dtype=torch.float64)) / len(x)
 
