@@ -110,7 +110,8 @@ def encode_refined(
         x: Vectors, shape (N, dim), float32.
         tables: One (K_d, dim) float32 tensor per level; sizes may differ.
         beam: Prefixes kept after each level but the last, as in `encode_vectors`.
-        rounds: As in `refine_codes`, and so are the others.
+        rounds: As in `refine_codes`, and so are the others; `products` need not be both ways where
+            rounds and perturbations are 0.
 
     Returns:
         Codes, shape (N, levels), int64: those of `refine_codes` after `encode_vectors`.
@@ -123,7 +124,13 @@ def encode_refined(
     if tables and not effort.is_none and _products_fit(x, tables, max_bytes):
         return _refine_by_products(x, beam, tables, penalties, products, max_bytes, effort)
     codes = encode_vectors(
-        x, tables, beam=beam, penalties=penalties, max_bytes=max_bytes, threads=threads
+        x,
+        tables,
+        beam=beam,
+        penalties=penalties,
+        products=products if effort.is_none else None,  # both ways they may exceed max_bytes
+        max_bytes=max_bytes,
+        threads=threads,
     )
     if not tables or effort.is_none:
         return codes

@@ -180,14 +180,18 @@ def test_degenerate_data(path, x):
     assert torch.equal(refined, codes)
 
 
-def test_given_products_change_nothing():
+def test_given_products_are_used_and_change_nothing(monkeypatch):
     x, codes, tables, penalties = problem(5, (40, 3, 17), rows=50, penalty=1.0)
     products = CodebookProducts.of(tables, penalties, both_ways=True)
-    plain = refine_codes(x, codes, tables, rounds=3, perturbations=3, penalties=penalties)
-    again = refine_codes(
-        x, codes, tables, rounds=3, perturbations=3, penalties=penalties, products=products
-    )
-    assert torch.equal(plain, again)
+    refinements = {"rounds": 3, "perturbations": 3, "penalties": penalties}
+    plain = refine_codes(x, codes, tables, **refinements)
+    encoded = encode_vectors(x, tables, beam=3, penalties=penalties)
+    monkeypatch.setattr(CodebookProducts, "of", None)  # would fail if it were called
+    given_them = refine_codes(x, codes, tables, products=products, **refinements)
+    assert torch.equal(given_them, plain)
+    nothing = {"rounds": 0, "penalties": penalties}
+    given_them = encode_refined(x, tables, beam=3, products=products, **nothing)
+    assert torch.equal(given_them, encoded)
 
 
 @pytest.mark.parametrize("path", PATHS)
