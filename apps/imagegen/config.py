@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,18 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_config(source: str | Path, *, overrides: dict[str, Any] | None = None) -> Config:
+def load_config(
+    source: str | Path,
+    *,
+    overrides: dict[str, Any] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Config:
     """Read a configuration and check every key, type and range.
 
     Args:
         source: A YAML file, or the name of a shipped configuration.
         overrides: Values that take precedence, keys dotted: {"data.path": "images.npz"}.
+        names: What messages call them, as {"data.path": "train: --data"}; else by file and key.
 
     Returns:
         The configuration with defaults filled in.
@@ -54,7 +60,9 @@ def load_config(source: str | Path, *, overrides: dict[str, Any] | None = None) 
     Raises:
         ConfigError: If the file is missing, no YAML, or holds unknown keys or values out of range.
     """
-    path = Path(source)
+    path, names = Path(source), names or {}
+    if path.is_dir():
+        _refuse_folder(path)
     if not path.is_file():
         shipped = shipped_configs()
         if str(source) not in shipped:
@@ -76,11 +84,11 @@ def load_config(source: str | Path, *, overrides: dict[str, Any] | None = None) 
     if isinstance(tree, dict) and "name" not in tree:
         tree["name"] = path.stem
     for dotted, value in (overrides or {}).items():
-        _check_sections(dotted, value, f"config {path.name}")
+        _check_sections(dotted, value, names.get(dotted, f"config {path.name}: {dotted}"))
         _override(tree, dotted.split("."), value)
-    config = _build(Config, tree, f"config {path.name}", "")
+    config = _build(Config, tree, f"config {path.name}", names=names)
     assert isinstance(config, Config)
-    _check_together(config, path.name)
+    _check_together(config, f"{path.name} with {_list_options(names)}" if names else path.name)
     images = config.data.path
     if config.data.source != "huggingface" or (images and Path(images).expanduser().is_dir()):
         images = _absolute(images)  # else the name of a data set
@@ -98,6 +106,22 @@ def load_config(source: str | Path, *, overrides: dict[str, Any] | None = None) 
     stage1 = dataclasses.replace(config.stage1, perceptual=perceptual)
     init_from = _absolute(config.init_from)
     return dataclasses.replace(config, data=data, stage1=stage1, init_from=init_from)
+
+
+def _refuse_folder(path: Path) -> typing.NoReturn:
+    if (path / "config.yaml").is_file():
+        advice = f"Name {path / 'config.yaml'} for the configuration of the run in it."
+    else:
+        advice = (
+            f"To train on images in it, name a configuration, such as digits, and add `--data "
+            f"{path} --set data.source=folder`."
+        )
+    raise ConfigError(f"config: {path} must be a file; got a folder. {advice}")
+
+
+def _list_options(names: Mapping[str, str]) -> str:
+    """Return what options were given, for messages on values that are wrong together."""
+    return ", ".join(dict.fromkeys(name.rpartition(": ")[2] for name in names.values()))
 
 
 def _absolute(path: str | None) -> str | None:
@@ -141,7 +165,7 @@ def change_sampling(config: Config, changes: dict[str, Any]) -> SamplingConfig:
         ConfigError: If a setting is unknown or out of its range.
     """
     tree = {**dataclasses.asdict(config.sampling), **changes}
-    sampling = _build(SamplingConfig, tree, "sample", "")
+    sampling = _build(SamplingConfig, tree, "sample")
     assert isinstance(sampling, SamplingConfig)
     dropout = config.transformer.label_dropout
     if sampling.cfg_scale != 1.0 and dropout == 0.0:
@@ -179,7 +203,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _check_sections(dotted: str, value: Any, where: str) -> None:
+def _check_sections(dotted: str, value: Any, name: str) -> None:
     """Refuse a setting below what is a value; unknown keys are left for `_build` to refuse."""
     kind: Any = Config
     keys = dotted.split(".")
@@ -190,8 +214,8 @@ def _check_sections(dotted: str, value: Any, where: str) -> None:
         if not dataclasses.is_dataclass(kind):
             parent = ".".join(keys[:place])
             raise ConfigError(
-                f"{where}: {dotted} is no known key; got {value!r:.40} below {parent}, which is a "
-                f"value and no section. Set {parent}."
+                f"{name} is no known key; got {value!r:.40} below {parent}, which is a value and "
+                f"no section. Set {parent}."
             )
 
 
@@ -207,29 +231,32 @@ def _override(tree: Any, keys: list[str], value: Any) -> None:
         tree[keys[-1]] = value
 
 
-def _build(kind: type, tree: Any, where: str, prefix: str) -> Any:
-    tree = {} if tree is None else tree  # a section left empty keeps its defaults
+def _build(
+    kind: type, tree: Any, where: str, prefix: str = "", names: Mapping[str, str] | None = None
+) -> Any:
+    tree, names = {} if tree is None else tree, names or {}  # an empty section keeps its defaults
     if not isinstance(tree, dict):
-        place = prefix.rstrip(".") or "the file"
+        here = prefix.rstrip(".")
+        place = names.get(here, f"{where}: {here or 'the file'}")
         raise ConfigError(
-            f"{where}: {place} must hold keys and values; got {type(tree).__name__} {tree!r:.60}. "
-            f"Write `key: value` lines."
+            f"{place} must hold keys and values; got {type(tree).__name__} {tree!r:.60}. Write "
+            f"`key: value` lines."
         )
     known = {f.name: f for f in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
     for key, value in tree.items():
+        name = names.get(f"{prefix}{key}", f"{where}: {prefix}{key}")
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
             advice = f"Did you mean {prefix}{near[0]}?" if near else f"Known: {', '.join(known)}."
-            raise ConfigError(
-                f"{where}: {prefix}{key} is no known key; got {value!r:.40}. {advice}"
-            )
+            raise ConfigError(f"{name} is no known key; got {value!r:.40}. {advice}")
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
-            values[key] = _build(typing.cast(type, hint), value, where, f"{prefix}{key}.")
+            section = typing.cast(type, hint)
+            values[key] = _build(section, value, where, f"{prefix}{key}.", names)
         else:
-            values[key] = _check(f"{where}: {prefix}{key}", value, hint, known[key].metadata)
+            values[key] = _check(name, value, hint, known[key].metadata)
     return kind(**values)
 
 

@@ -104,7 +104,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     _check_parent(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and not path.is_dir():
+        raise ArtifactError(
+            f"output: {path} must be a new folder; got a file. Choose another name."
+        )
+    if path.exists() and any(path.iterdir()):
         raise ArtifactError(
             f"output: folder {path} exists and is not empty. Choose another, or remove it first."
         )

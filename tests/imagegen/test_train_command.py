@@ -54,10 +54,36 @@ def test_set_overrides_any_key_and_init_from_names_a_run(config, tmp_path):
     invoke("train", config, "--out", second, "--stage", "1", "--init-from", first)
     assert Run.open(second).config.init_from == str(first)
     assert (second / "initial.json").exists()
-    with pytest.raises(ConfigError, match=r"Did you mean stage1\.steps"):
-        invoke("train", config, "--out", tmp_path / "third", "--set", "stage1.step=3")
-    with pytest.raises(ConfigError, match=r"stage1\.steps=0 is out of range"):
-        invoke("train", config, "--out", tmp_path / "third", "--set", "stage1.steps=0")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "stage1.step=3"], r"^train: --set stage1\.step is no .* mean stage1\.steps"),
+        (["--set", "stage1.steps=0"], r"^train: --set stage1\.steps=0 is out of range"),
+        (["--set", "stage1=3"], r"^train: --set stage1 must hold keys and values; got int 3"),
+        (["--set", "seed.x=3"], r"^train: --set seed\.x is no known key; got 3 below seed"),
+        (["--seed", "-1"], r"^train: --seed=-1 is out of range; must be between 0 and"),
+        (
+            ["--set", "transformer.dim=30", "--set", "transformer.num_heads=4", "--seed", "1"],
+            r"^config mine\.yaml with --set transformer\.dim, .*, --seed: transformer\.dim=30",
+        ),
+        (["--set", "data.held_out=1000000"], r"held_out=1000000 must be a share"),
+    ],
+)
+def test_a_wrong_option_is_named(config, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        invoke("train", config, "--out", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_is_no_configuration(config, tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ConfigError, match=r"photos --set data\.source=folder`"):
+        invoke("train", tmp_path / "photos", "--out", tmp_path / "run")
+    (tmp_path / "photos" / "config.yaml").write_text(config.read_text())
+    with pytest.raises(ConfigError, match=r"Name .*photos/config\.yaml for the configuration"):
+        invoke("train", tmp_path / "photos", "--out", tmp_path / "run")
 
 
 def test_a_run_resumed_with_another_setting_is_told_which(config, tmp_path):

@@ -118,12 +118,14 @@ def _numbers(name: str, text: str | None, kind: type) -> Any:
 
     if text is None:
         return None
-    try:
-        numbers = [kind(part) for part in text.split(",")]
-    except ValueError:
-        whole = "whole " if kind is int else ""
-        raise ConfigError(
-            f"sample: --{name}={text} must be {whole}numbers; got something else. Write one, or "
-            f"several with commas between."
-        ) from None
+    numbers = []
+    for part in text.split(","):
+        try:
+            numbers.append(kind(part))
+        except ValueError:
+            whole = "whole " if kind is int else ""
+            raise ConfigError(
+                f"sample: --{name}={text} must be {whole}numbers; got {part!r}. Write one, or "
+                f"several with commas between."
+            ) from None
     return numbers if len(numbers) > 1 else numbers[0]

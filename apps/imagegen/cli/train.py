@@ -48,13 +48,15 @@ def train(
     if stage not in stages:
         raise ConfigError(f"train: --stage={stage} is not known; got none of 1, 2, both. Use one.")
     overrides: dict[str, Any] = parse_settings(settings or ())
-    if data is not None:
-        overrides["data.path"] = str(data.resolve())
-    if seed is not None:
-        overrides["seed"] = seed
-    if init_from is not None:
-        overrides["init_from"] = str(init_from)
-    resolved = load_config(config, overrides=overrides)
+    names = {key: f"train: --set {key}" for key in overrides}
+    for option, key, value in (
+        ("--data", "data.path", None if data is None else str(data.resolve())),
+        ("--seed", "seed", seed),
+        ("--init-from", "init_from", None if init_from is None else str(init_from)),
+    ):
+        if value is not None:
+            overrides[key], names[key] = value, f"train: {option}"
+    resolved = load_config(config, overrides=overrides, names=names)
     try:
         with progress_bar() as progress:
             run = train_run(resolved, out, stages=stages[stage], resume=resume, progress=progress)

@@ -89,8 +89,9 @@ def stratified_rows(images: ImageData, held_out: float | int, seed: int) -> np.n
     is_share = isinstance(held_out, float) and 0 < held_out < 1
     total = int(np.ceil(round(held_out * len(images), 6))) if is_share else int(held_out)
     if (total != held_out and not is_share) or not 1 <= total <= len(images):
+        given = held_out if held_out % 1 else int(held_out)  # YAML's whole numbers come as floats
         raise ConfigError(
-            f"data: held_out={held_out} must be a share between 0 and 1 or a number of "
+            f"data: held_out={given} must be a share between 0 and 1 or a number of "
             f"images up to {len(images)}. Change it, or give more images."
         )
     labels = np.zeros(len(images), np.int64) if images.labels is None else images.labels

@@ -118,9 +118,9 @@ def open_images(
     chosen = stratified_rows(sets[0], held_out, split_seed)
     kept = np.setdiff1d(np.arange(len(sets[0])), chosen)
     if not len(kept):
+        given = held_out if held_out % 1 else int(held_out)
         raise ConfigError(
-            f"data: held_out={held_out} leaves no training images of {len(sets[0])}. Hold out "
-            f"fewer."
+            f"data: held_out={given} leaves no training images of {len(sets[0])}. Hold out fewer."
         )
     return _flipped(sets[0].subset(kept), flip), sets[0].to_memory(chosen, progress=progress)
 
