@@ -154,7 +154,7 @@ class StageConfig:
     shift: int = _in(0, 0, 8)
     log_every: int = _in(50, 1, 10**9)
     checkpoint_every: int = _in(1000, 1, 10**9)
-    keep_checkpoints: int = _in(1, 1, 10**9)
+    keep_checkpoints: int = _in(2, 1, 10**9)  # one may be damaged
     sample_every: int = _in(1000, 1, 10**9)
 
 
