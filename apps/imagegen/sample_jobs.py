@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import math
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ import torch
 from imagegen.autoencoder import RQVAE
 from imagegen.classifiers import classifier_path, own_classifier, read_classifier
 from imagegen.config import change_sampling
+from imagegen.data.stored import read_pixels
 from imagegen.distributed import Ranks
 from imagegen.drawing import Drawing, draw_in_folder, draw_in_memory, working_folder
 from imagegen.evaluate import Extractor
@@ -28,7 +30,7 @@ from imagegen.sample_files import FORMATS, check_formats, write_samples
 from imagegen.shifts import count_shifts
 from imagegen.split import read_split
 from imagegen.training import step_seed
-from imagegen.user_images import read_for_run
+from imagegen.user_images import open_user_images, read_for_run
 from imagegen.weights import file_sha256
 from rqtoolkit.errors import ArtifactError, ConfigError, RQToolkitError
 from rqtoolkit.functional.progress import Progress
@@ -37,6 +39,8 @@ from rqtoolkit.transformer import RQTransformer
 __all__ = ["check_new_folder", "count_classes", "draw_from_run", "plan_drawing", "sample_to_folder"]
 
 MOST_SAMPLES = 10_000_000
+
+_log = logging.getLogger("imagegen.sample")
 
 
 def plan_drawing(
@@ -79,11 +83,14 @@ def plan_drawing(
     seed = run.config.seed if seed is None else seed
     if not 1 <= number <= MOST_SAMPLES:
         advice = "Ask for one at least" if number < 1 else "Draw in parts, each with its own seed"
-        raise ConfigError(
-            f"sample: num={number} must be between 1 and {MOST_SAMPLES}; got {number}. {advice}."
-        )
+        raise ConfigError(f"sample: num={number} must be between 1 and {MOST_SAMPLES}. {advice}.")
     if seed < 0:
         raise ConfigError(f"sample: seed={seed} must be at least 0. Choose another.")
+    if classifier is not None and settings["accept"] == 1:
+        raise ConfigError(
+            f"sample: --classifier={classifier} scores images for rejection; got no share to keep. "
+            f"Add --accept, such as --accept 0.5, or leave --classifier out."
+        )
     dtype = dtype or run.config.stage2.dtype or run.config.dtype
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"sample: dtype={dtype} is not known. Use float32 or bfloat16.")
@@ -106,9 +113,10 @@ def plan_drawing(
         **settings,
         "accept": accept,
         "batch_size": batch_size,
-        "labels": _digest(labels),
-        "captions": _digest(tokens),
-        "prefix": None if start is None else _digest(start.numpy()),
+        "classes": None if labels is None else _counts(labels),
+        "labels_sha256": _digest(labels),
+        "captions_sha256": _digest(tokens),
+        "prefix_sha256": None if start is None else _digest(start.numpy()),
         "classifier": None if judge is None else f"{judge.name} {judge.sha256}",
         "rqvae": file_sha256(run.autoencoder_path),
         "rqtransformer": file_sha256(run.transformer_path),
@@ -220,7 +228,9 @@ def check_new_folder(out: Path) -> None:
         raise ArtifactError(
             f"output: {out} cannot be written; got no folder {out.parent}. Make it first."
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise ArtifactError(f"output: {out} must be a new folder; got a file. Choose another name.")
+    if out.exists() and any(out.iterdir()):
         raise ArtifactError(
             f"output: folder {out} exists and is not empty. Choose another, or remove it first."
         )
@@ -246,6 +256,9 @@ def _read_prefix(run: Run, path: Path) -> np.ndarray:
         raise ConfigError(
             f"sample: --prefix={path} must be one image; got {len(images)}. Name the file of one."
         )
+    given = read_pixels(open_user_images(path), 0)
+    if autoencoder.image_channels == 1 and (given != given[..., :1]).any():
+        _log.warning("--prefix=%s is in colour; its greys are what the grey model completes", path)
     image: np.ndarray = images[0]
     return image
 
@@ -337,6 +350,12 @@ def count_classes(run: Run, transformer: RQTransformer) -> int | None:
     # Runs without split.json: one class moved by shifts looks like no classes.
     conditions, shifts = transformer.num_classes, count_shifts(run.config.stage2.shift)
     return None if conditions is None or conditions == shifts > 1 else conditions // shifts
+
+
+def _counts(labels: np.ndarray) -> dict[str, int]:
+    """Return how many images of each class are asked for, by its number."""
+    classes, counts = np.unique(labels, return_counts=True)
+    return dict(zip(map(str, classes.tolist()), counts.tolist(), strict=True))
 
 
 def _digest(array: np.ndarray | None) -> str | None:

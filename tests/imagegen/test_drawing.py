@@ -123,7 +123,7 @@ def test_ranks_share_the_parts_and_change_nothing(run, tmp_path, monkeypatch):
 
 def test_an_unfinished_job_with_other_settings_is_refused(run, tmp_path):
     draw_in_folder(planned(run), tmp_path / "parts")
-    for asked, name in (({"top_k": 3}, "top_k"), ({"classes": [1]}, "labels")):
+    for asked, name in (({"top_k": 3}, "top_k"), ({"classes": [1]}, "classes, labels_sha256")):
         with pytest.raises(ConfigError, match=f"got another {name}"):
             draw_in_folder(planned(run, **asked), tmp_path / "parts")
 

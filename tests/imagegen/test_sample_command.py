@@ -62,6 +62,7 @@ def test_a_folder_holds_what_the_docs_say(run, sample):
     assert np.array_equal(codes(out), draw_from_run(run, 6, seed=1).codes)
     record = json.loads((out / "sampling.json").read_text())
     assert (record["seed"], record["number"], record["top_p"]) == (1, 6, 0.95)
+    assert record["classes"] == {"0": 2, "1": 2, "2": 2}
     assert not list(out.parent.glob(".*"))  # the parts are gone
 
 
@@ -103,10 +104,17 @@ def test_accept_and_classifier(sample, tmp_path):
         sample("--accept", "0.25", "--classifier", path)
 
 
-def test_prefix_and_rows(sample, tmp_path):
+def test_prefix_and_rows(sample, tmp_path, caplog):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 12), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     out = sample("--prefix", tmp_path / "image.png", "--rows", "2", number=5)
+    Image.fromarray(pixels).convert("RGB").save(tmp_path / "equal.png")
+    sample("--prefix", tmp_path / "equal.png", "--rows", "2", number=1)
+    assert not caplog.records
+    colour = np.stack([pixels, pixels // 2, pixels], axis=-1)
+    Image.fromarray(colour).save(tmp_path / "colour.png")
+    sample("--prefix", tmp_path / "colour.png", "--rows", "2", number=1)
+    assert "colour.png is in colour" in caplog.text
     assert (codes(out)[:, :2] == codes(out)[:1, :2]).all()
     grid = np.asarray(Image.open(out / "grid.png").convert("L"))
     # original and masked image on top, the lower half of the second in grey
@@ -268,7 +276,10 @@ def test_models_that_do_not_fit_each_other_are_refused(untrained_run, tmp_path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num", "0"], "num=0 must be .* Ask for one at least"),
+        (["--num", "0"], r"num=0 must be between 1 and 10000000\. Ask for one at least"),
+        (["--classes", "0,a"], r"--classes=0,a must be whole numbers; got 'a'\."),
+        (["--classifier", "c.pth"], r"--classifier=c\.pth scores .* Add --accept, such as"),
+        (["--out", __file__], r"test_sample_command\.py must be a new folder; got a file"),
         (["--accept", "0.5"], r"no data\.path.*Give one with --classifier"),
         (["--cfg-scale", "2"], r"Leave --cfg-scale out, or train .*transformer\.label_dropout"),
         (["--out", "/proc/bad"], r"output: /proc/bad cannot be written"),
