@@ -73,6 +73,11 @@ def autoencoder_arguments(config: OfficialConfig) -> AutoencoderArguments:
     code = config.counts("arch.hparams.code_shape", length=3)
     code_dim, side, depth = config.count("arch.hparams.embed_dim"), latent[0], code[2]
     reduced = resolution / 2 ** (len(multipliers) - 1)
+    if latent[2] != code_dim:
+        raise ArtifactError(
+            f"{config.where}: arch.hparams.embed_dim={code_dim} must be the last of latent_shape; "
+            f"got latent_shape={latent}. Take the file that was released with the checkpoint."
+        )
     if latent != [side, side, code_dim] or side != reduced:
         raise ArtifactError(
             f"{config.where}: arch.hparams.latent_shape={latent} must be [{reduced:g}, "

@@ -1,6 +1,7 @@
 """Files of tensors as the authors save them: read without running what is in them, and written."""
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ __all__ = ["check_official", "find_checkpoint", "read_weights", "write_weights"]
 
 _LEFT = {"epoch", "state_dict", "state_dict_ema"}  # the rest is worth a note when it is ignored
 _PREFIX = "module."
+_ARCHIVE = b"PK\x03\x04"  # what a zip file begins with
 _SHOWN = 5
 
 
@@ -54,10 +56,12 @@ def read_weights(path: Path, *keys: str) -> tuple[dict[str, Tensor], list[str]]:
         ArtifactError: If the file is missing, damaged, holds code, has no such dictionary, or a
             value that is not finite.
     """
+    whole = zipfile.is_zipfile(path)
+    _refuse_cut_off(path, whole)
     try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        with warnings.catch_warnings():  # torch thinks aloud of pickles that it then refuses
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
     except Exception as error:  # a damaged pickle fails in any way
         found = re.search(r"WeightsUnpickler error: (.*)", str(error))
         reason = " ".join((found[1] if found else str(error)).split()) or type(error).__name__
@@ -82,6 +86,17 @@ def read_weights(path: Path, *keys: str) -> tuple[dict[str, Tensor], list[str]]:
     if all(str(name).startswith(_PREFIX) for name in state):
         state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
     return {name: _sound(path, name, tensor) for name, tensor in state.items()}, notes
+
+
+def _refuse_cut_off(path: Path, whole: bool) -> None:
+    """Refuse an archive without its end, of which torch says but that an argument is invalid."""
+    with path.open("rb") as file:
+        is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
+    if is_archive and not whole:
+        raise ArtifactError(
+            f"import: {path} is cut off or damaged; got {path.stat().st_size:,} bytes without the "
+            f"end of the archive. Compare its size with the released file's, and fetch it again."
+        )
 
 
 def _sound(path: Path, name: str, tensor: object) -> Tensor:

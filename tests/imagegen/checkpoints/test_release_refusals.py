@@ -41,14 +41,14 @@ def _refused(capsys, release, tmp_path):
     return line
 
 
-@pytest.mark.parametrize("as_zip", [True, False])
-def test_code_in_a_checkpoint_is_refused_and_not_run(release, tmp_path, capsys, as_zip):
+@pytest.mark.parametrize("protocol", ["zip", 2, 4])
+def test_code_in_a_checkpoint_is_refused_and_not_run(release, tmp_path, capsys, protocol):
     content = {"state_dict": stage2_state(STAGE2), "extra": _Runs(tmp_path / "ran")}
     path = release / "stage2" / "model.pt"
-    if as_zip:
+    if protocol == "zip":
         torch.save(content, path)
     else:
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps(content, protocol))
     line = _refused(capsys, release, tmp_path)
     assert "stage2/model.pt" in line
     assert "Nothing in it was run" in line
@@ -80,8 +80,18 @@ def test_configurations_dumped_from_an_easydict_are_read_as_data(release):
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_truncated_checkpoint(release, tmp_path, capsys, share):
     path = release / "stage1" / "model.pt"
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    assert "no readable checkpoint" in _refused(capsys, release, tmp_path)
+    kept = int(share * path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:kept])
+    says = f"model.pt is cut off or damaged; got {kept:,} bytes without the end of the archive"
+    assert (says if kept else "no readable checkpoint") in _refused(capsys, release, tmp_path)
+
+
+def test_checkpoint_damaged_within(release, tmp_path, capsys):
+    path = release / "stage1" / "model.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : -2000] = bytes(len(content) - len(content) // 2 - 2000)
+    path.write_bytes(content)
+    assert "stage1/model.pt" in _refused(capsys, release, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +159,7 @@ def _rewrite(release, stage, **changes):
         ("stage1", {"arch__hparams__n_embed": [6, 6]}, "n_embed=.* must hold 3"),
         ("stage1", {"arch__hparams__n_embed": [6, 5, 6]}, "must be one integer where shared"),
         ("stage1", {"arch__hparams__latent_shape": [8, 8, 4]}, "latent_shape=.* must be"),
+        ("stage1", {"arch__hparams__embed_dim": 7}, "embed_dim=7 must be the last of latent_sh"),
         ("stage1", {"arch__hparams__code_shape": [3, 3, 3]}, "code_shape=.* must be square"),
         ("stage1", {"arch__hparams__decay": "fast"}, "decay='fast' must be a number"),
         ("stage2", {"arch__embed_dim": None}, "arch.embed_dim is missing"),
