@@ -20,7 +20,7 @@ def demo(
         bool, typer.Option("--quick", help="A tenth of the training: shows that it works.")
     ] = False,
 ) -> None:
-    """Train on 1,797 handwritten digits, sample, evaluate, write report.html: about 6 minutes."""
+    """Train on 1,797 handwritten digits, sample, evaluate, write report.html: about 4 minutes."""
     from imagegen.demo import run_demo
 
     with progress_bar() as progress:
