@@ -5,6 +5,7 @@ comes from a table of inner products between codewords (`CodebookProducts`). Cod
 does not fit the memory allowed are searched on residuals instead (`assign.beam_prefixes`).
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,9 +34,10 @@ __all__ = [
     "share_chunks",
 ]
 
-CHUNK_BYTES = 2 * 2**20  # of inner products per thread: they stay in the caches
+CHUNK_BYTES = 8 * 2**20  # of inner products per thread: the last cache holds them
 PRODUCTS_SHARE = 0.75  # of the memory allowed; the rest is for chunks
-_SMALL_WORK = 2**20  # candidates that plain torch scores in less time than a compiler takes
+_KERNEL = "rqtoolkit.functional.kernels.cpu_beam"
+_SMALL_WORK = 2**24  # candidates that plain torch scores in less time than a compiler takes
 
 
 def encode_vectors(
@@ -116,14 +118,15 @@ def _encode(
     free = max_bytes - products.bytes
     if x.device.type != "cpu" or _is_small(len(x), products, widths):
         return _encode_with_torch(x, products, widths, free)
-    threads = (
-        torch.get_num_threads() if threads is None else check_count("encode", "threads", threads)
-    )
+    if threads is None:
+        threads = torch.get_num_threads()
     return _encode_on_cpu(x, products, widths, free, check_count("encode", "threads", threads))
 
 
 def _is_small(rows: int, products: CodebookProducts, widths: Sequence[int]) -> bool:
-    return rows * max(widths) * products.starts[len(widths)] < _SMALL_WORK
+    """Whether it is not worth loading the compiled kernel, if that has not been done before."""
+    work = rows * max(widths) * products.starts[len(widths)]
+    return work < _SMALL_WORK and _KERNEL not in sys.modules
 
 
 def inner_products(x: Tensor, products: CodebookProducts, levels: int) -> Tensor:
@@ -179,9 +182,9 @@ def _encode_on_cpu(
         search_compiled(inner_products(x[rows], products, levels), products, widths, codes[rows])
 
     bytes_per_row = 4 * (products.starts[levels] + x.shape[1])
-    share_chunks(
-        search, chunk_slices(len(x), bytes_per_row, min(CHUNK_BYTES, free // threads)), threads
-    )
+    own = free // threads - products.codewords.nbytes  # which oneDNN reorders for each thread
+    chunk_bytes = min(CHUNK_BYTES, max(own, CHUNK_BYTES // 64))
+    share_chunks(search, chunk_slices(len(x), bytes_per_row, chunk_bytes), threads)
     return codes
 
 

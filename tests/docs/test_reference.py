@@ -15,6 +15,7 @@ INTERNAL = {
     "rqtoolkit.functional.kernels.compiled",
     "rqtoolkit.functional.kernels.cpu_beam",
     "rqtoolkit.functional.kernels.lanes",
+    "rqtoolkit.functional.kernels.selection",
     "rqtoolkit.functional.kernels.cpu_refinement",
     "rqtoolkit.functional.kernels.neighbours",
     "rqtoolkit.functional.kernels.torch_beam",

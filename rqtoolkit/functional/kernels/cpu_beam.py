@@ -1,10 +1,8 @@
 """Beam search over tables of inner products, compiled by numba for one thread of a CPU.
 
-Vectors are taken one after another, so that all scores of one stay in the first caches. Prefixes
-are visited in the order of a walk through their tree: a sum that two prefixes share is computed
-once. Rows of products are asked for as soon as it is known that they will be read. The smallest
-candidates are found by counting, without branches that a processor cannot foresee: minima of
-blocks give a bound that few candidates pass, and each of these is ranked by how many are smaller.
+A few vectors advance together, level by level: each asks for the rows of products that it reads
+next, and they arrive while the others have their turn. Prefixes are visited in the order of a walk
+through their tree: a sum that two of them share is computed once.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -14,40 +12,47 @@ from numpy.typing import NDArray
 
 from rqtoolkit.functional.codebook_products import LANES
 from rqtoolkit.functional.kernels.compiled import compiled
-from rqtoolkit.functional.kernels.lanes import (
-    address,
-    at_most,
-    below,
-    count_bits,
-    lowest_bit,
-    minimum,
-    moved,
-    prefetch,
-)
+from rqtoolkit.functional.kernels.lanes import address, moved, prefetch
+from rqtoolkit.functional.kernels.selection import Candidates, fold, keep_smallest
 
 __all__ = ["beam_prefixes"]
 
 Array: TypeAlias = NDArray[Any]
 Address: TypeAlias = Any
 
-_INFINITY = np.float32(np.inf)
-_AHEAD = 256  # numbers of a row of products that are asked for when its codeword is chosen
+_AHEAD = 256  # numbers of a row of products that are asked for; then the processor goes on
+_PREFIXES_AT_ONCE = 16  # of all vectors that advance together
+
+
+class _Books(NamedTuple):
+    """Addresses of what `CodebookProducts` holds, and the levels to search."""
+
+    offsets: Address
+    products: Address
+    starts: Address
+    sizes: Address
+    row_starts: Address
+    row_lengths: Address
+    depth: int
+    stride: int  # columns of the largest level
 
 
 class _Scratch(NamedTuple):
-    """Addresses of what the search of one vector writes; one row is `stride` numbers."""
+    """Addresses of what one step of one vector writes; a row is `stride` numbers."""
 
     sums: Address  # row m: scores of a level's codewords given the first m codes of a prefix
-    candidates: Address  # a row per prefix: scores of all that extend it
-    minima: Address  # LANES per prefix: minima of the candidates of equal code modulo LANES
-    folded: Address  # one row, on the way to minima
     zeros: Address  # one row
-    groups: Address  # minima over several prefixes
-    values: Address  # scores of the candidates within the bound, and their indices
-    indices: Address
-    parents: Address  # rank of the prefix that each new one extends
-    order: Address  # ranks in the order of the walk
-    place: Address  # of each rank in it
+    kept: Address  # indices of the candidates kept, best first
+    place: Address  # of each prefix in the walk
+
+
+class _Beam(NamedTuple):
+    """Addresses of one vector's prefixes, by rank, before or after a step."""
+
+    codes: Address  # (width, depth)
+    scores: Address
+    walk: Address  # ranks in the order of the walk
+    shared: Address  # codes in common with the prefix visited before
 
 
 @compiled
@@ -85,210 +90,134 @@ def _total(
 
 
 @compiled
-def _fold(minima: Address, folded: Address, count: int) -> None:
-    """Fold in halves down to one register."""
-    while count > LANES:
-        low = count // (2 * LANES) * LANES
-        count -= low
-        for i in range(0, low, LANES):
-            minimum(moved(folded, i), moved(folded, i), moved(folded, count + i))
-    minimum(minima, folded, folded)
+def _row(books: _Books, level: int, code: int, later: int) -> Address:
+    """Address of the products of a codeword with those of a later level."""
+    begin = books.row_starts[level] + code * books.row_lengths[level]
+    return moved(books.products, begin + books.starts[later] - books.starts[level + 1])
 
 
 @compiled
-def _bound(minima: Address, prefixes: int, width: int, groups: Address) -> Any:
-    """Return a number that at least `width` candidates do not exceed, and not many more."""
-    count = min(prefixes, (4 * width + LANES - 1) // LANES)
-    if count * LANES < width:
-        return _INFINITY
-    for i in range(0, count * LANES, LANES):
-        minimum(moved(groups, i), moved(minima, i), moved(minima, i))
-    for prefix in range(count, prefixes):
-        group = moved(groups, prefix % count * LANES)
-        minimum(group, group, moved(minima, prefix * LANES))
-    bound = -_INFINITY
-    for i in range(count * LANES):
-        lower = 0
-        for j in range(0, count * LANES, LANES):
-            lower += count_bits(below(moved(groups, j), groups[i]))
-        if lower < width and groups[i] > bound:
-            bound = groups[i]
-    return bound
-
-
-@compiled
-def _rank(
-    values: Address, indices: Address, found: int, width: int, scores: Address, kept: Address
-) -> None:
-    """Put the smallest values, in order, to scores and their indices to kept; ties as they come."""
-    for i in range(width):
-        scores[i], kept[i] = _INFINITY, 0
-    for i in range(found, found + LANES):
-        values[i] = _INFINITY
-    for i in range(found):
-        value, own = values[i], i // LANES * LANES
-        before = (1 << (i - own)) - 1
-        mine = moved(values, own)
-        rank = count_bits(below(mine, value) | (at_most(mine, value) & before))
-        for j in range(0, own, LANES):
-            rank += count_bits(at_most(moved(values, j), value))
-        for j in range(own + LANES, found, LANES):
-            rank += count_bits(below(moved(values, j), value))
-        if rank < width:
-            scores[rank], kept[rank] = value, indices[i]
-
-
-@compiled
-def _keep_smallest(
+def _score_candidates(
+    books: _Books,
     scratch: _Scratch,
+    candidates: Candidates,
+    beam: _Beam,
     prefixes: int,
-    size: int,
-    padded: int,
-    stride: int,
-    width: int,
-    scores: Address,
-    kept: Address,
-) -> None:
-    """Put the `width` smallest candidates, in order of (score, rank, code), to scores and kept."""
-    values, indices = scratch.values, scratch.indices
-    bound = _bound(scratch.minima, prefixes, width, scratch.groups)
-    found, full = 0, False
-    for prefix in range(prefixes):
-        if at_most(moved(scratch.minima, prefix * LANES), bound):
-            candidates = moved(scratch.candidates, prefix * stride)
-            for register in range(0, padded, LANES):
-                hits = at_most(moved(candidates, register), bound)
-                while hits:
-                    code = register + lowest_bit(hits)
-                    hits &= hits - 1
-                    value = candidates[code]
-                    if code < size and (value < bound or not full):
-                        values[found], indices[found] = value, prefix * size + code
-                        found += 1
-                        if found == 4 * width + LANES:  # many ties: go on with the best
-                            _rank(values, indices, found, width, scores, kept)
-                            for i in range(width):
-                                values[i], indices[i] = scores[i], kept[i]
-                            found, full, bound = width, True, scores[width - 1]
-    _rank(values, indices, found, width, scores, kept)
-
-
-@compiled
-def _order(scratch: _Scratch, prefixes: int, width: int) -> None:
-    """Put the new prefixes in the order of the walk: as their parents were, siblings by rank."""
-    order, place, parents = scratch.order, scratch.place, scratch.parents
-    for spot in range(prefixes):
-        place[order[spot]] = spot
-    for rank in range(width):
-        spot = rank
-        while spot > 0 and place[parents[order[spot - 1]]] > place[parents[rank]]:
-            order[spot] = order[spot - 1]
-            spot -= 1
-        order[spot] = rank
-
-
-@compiled
-def _score_prefixes(
-    scratch: _Scratch,
     level: int,
-    prefixes: int,
-    depth: int,
-    stride: int,
-    codes: Address,
-    scores: Address,
-    products: Address,
-    starts: Array,
-    row_starts: Array,
-    row_lengths: Array,
+    dots: Address,
 ) -> None:
-    """Score all codewords of a level after each prefix, and put their minima to scratch."""
-    padded, previous = starts[level + 1] - starts[level], -1
+    """Score all codewords of a level after each prefix, and find minima of these scores."""
+    start, stride = books.starts[level], books.stride
+    padded = books.starts[level + 1] - start
+    _subtract(scratch.sums, moved(books.offsets, start), moved(dots, start), padded)
     for spot in range(prefixes):
-        prefix = scratch.order[spot]
-        own, shared = moved(codes, prefix * depth), 0
-        if previous >= 0:
-            other = moved(codes, previous * depth)
-            while shared < level - 1 and own[shared] == other[shared]:
-                shared += 1
-        previous = prefix
+        prefix = beam.walk[spot]
+        codes = moved(beam.codes, prefix * books.depth)
         row, sums = scratch.zeros, scratch.sums
-        for earlier in range(shared, level):
+        for earlier in range(beam.shared[spot], level):
             sums = moved(scratch.sums, earlier * stride)
-            begin = row_starts[earlier] + own[earlier] * row_lengths[earlier]
-            row = moved(products, begin + starts[level] - starts[earlier + 1])
+            row = _row(books, earlier, codes[earlier], level)
             if earlier < level - 1:
                 _add(moved(sums, stride), sums, row, padded)
-        candidates = moved(scratch.candidates, prefix * stride)
-        count = _total(candidates, scratch.folded, sums, row, scores[prefix], padded)
-        _fold(moved(scratch.minima, prefix * LANES), scratch.folded, count)
+        scores, folded = moved(candidates.scores, prefix * stride), candidates.folded
+        count = _total(scores, folded, sums, row, beam.scores[prefix], padded)
+        fold(moved(candidates.minima, prefix * LANES), folded, count)
+
+
+@compiled
+def _extend(
+    books: _Books,
+    scratch: _Scratch,
+    before: _Beam,
+    prefixes: int,
+    after: _Beam,
+    width: int,
+    level: int,
+) -> None:
+    """Write the prefixes kept, and their order in the next walk: that of parents, then rank."""
+    size, depth, kept, place = books.sizes[level], books.depth, scratch.kept, scratch.place
+    for spot in range(prefixes):
+        place[before.walk[spot]] = spot
+    for rank in range(width):
+        parent = kept[rank] // size
+        codes, old_codes = moved(after.codes, rank * depth), moved(before.codes, parent * depth)
+        for earlier in range(level):
+            codes[earlier] = old_codes[earlier]
+        codes[level] = kept[rank] - parent * size
+        kept[rank] = place[parent]
+        spot = rank
+        while spot > 0 and kept[after.walk[spot - 1]] > kept[rank]:
+            after.walk[spot] = after.walk[spot - 1]
+            spot -= 1
+        after.walk[spot] = rank
+
+
+@compiled
+def _prepare(books: _Books, beam: _Beam, prefixes: int, level: int) -> None:
+    """Find what prefixes share in the walk at a level, and ask for the rows that it reads."""
+    ahead = min(_AHEAD, books.starts[level + 1] - books.starts[level])
+    for spot in range(prefixes):
+        codes, shared = moved(beam.codes, beam.walk[spot] * books.depth), 0
+        if spot > 0:
+            last = moved(beam.codes, beam.walk[spot - 1] * books.depth)
+            while shared < level - 1 and codes[shared] == last[shared]:
+                shared += 1
+        beam.shared[spot] = shared
+        for earlier in range(shared, level):
+            row = _row(books, earlier, codes[earlier], level)
+            for i in range(0, ahead, LANES):
+                prefetch(moved(row, i))
+
+
+@compiled
+def _beam(floats: Address, integers: Address, which: int, widest: int, depth: int) -> _Beam:
+    codes = moved(integers, which * widest * (depth + 2))
+    walk = moved(codes, widest * depth)
+    return _Beam(codes, moved(floats, which * widest), walk, moved(walk, widest))
 
 
 @compiled
 def _search(
-    dots: Array,
-    offsets: Array,
-    products: Array,
-    starts: Array,
-    sizes: Array,
-    row_starts: Array,
-    row_lengths: Array,
+    books: _Books,
+    scratch: _Scratch,
+    candidates: Candidates,
+    floats: Address,
+    integers: Address,
+    dots: Address,
+    rows: int,
     widths: Array,
     out: Array,
-    scratch: _Scratch,
-    stride: int,
-    codes: Address,
-    old_codes: Address,
-    scores: Address,
-    old_scores: Address,
-    kept: Address,
 ) -> None:
-    depth = len(widths)
-    columns = starts[depth]
-    rows = len(dots) // columns
-    for row in range(rows):
-        prefixes, old_scores[0], scratch.order[0] = 1, 0, 0
+    depth, columns, widest = books.depth, books.starts[books.depth], widths.max()
+    together = max(1, _PREFIXES_AT_ONCE // widest)
+    for first in range(0, rows, together):
+        last = min(first + together, rows)
+        for row in range(first, last):
+            beam = _beam(floats, integers, 2 * (row - first), widest, depth)
+            beam.scores[0], beam.walk[0], beam.shared[0] = 0, 0, 0
+        prefixes = 1
         for level in range(depth):
-            start, size, width = starts[level], sizes[level], widths[level]
-            padded = starts[level + 1] - start
-            for i in range(start, start + padded, LANES):
-                prefetch(moved(address(dots), min(row + 1, rows - 1) * columns + i))
-            _subtract(
-                scratch.sums,
-                moved(address(offsets), start),
-                moved(address(dots), row * columns + start),
-                padded,
-            )
-            _score_prefixes(
-                scratch,
-                level,
-                prefixes,
-                depth,
-                stride,
-                old_codes,
-                old_scores,
-                address(products),
-                starts,
-                row_starts,
-                row_lengths,
-            )
-            _keep_smallest(scratch, prefixes, size, padded, stride, width, scores, kept)
-            for rank in range(width):
-                parent = kept[rank] // size
-                code = kept[rank] - parent * size
-                scratch.parents[rank] = parent
-                for earlier in range(level):
-                    codes[rank * depth + earlier] = old_codes[parent * depth + earlier]
-                codes[rank * depth + level] = code
-                begin = row_starts[level] + code * row_lengths[level]
-                for i in range(0, min(_AHEAD, row_lengths[level]), LANES):
-                    prefetch(moved(address(products), begin + i))
-            _order(scratch, prefixes, width)
-            codes, old_codes = old_codes, codes
-            scores, old_scores = old_scores, scores
+            width, size = widths[level], books.sizes[level]
+            padded = books.starts[level + 1] - books.starts[level]
+            for row in range(first, last):
+                place = 2 * (row - first)
+                before = _beam(floats, integers, place + level % 2, widest, depth)
+                after = _beam(floats, integers, place + 1 - level % 2, widest, depth)
+                own = moved(dots, row * columns)
+                next_own = moved(dots, min(row + together, rows - 1) * columns)
+                for i in range(books.starts[level], books.starts[level + 1], LANES):
+                    prefetch(moved(next_own, i))
+                _score_candidates(books, scratch, candidates, before, prefixes, level, own)
+                keep_smallest(candidates, prefixes, size, padded, width, after.scores, scratch.kept)
+                _extend(books, scratch, before, prefixes, after, width, level)
+                if level + 1 < depth:
+                    _prepare(books, after, width, level + 1)
             prefixes = width
-        for rank in range(prefixes):
-            for level in range(depth):
-                out[row, rank, level] = old_codes[rank * depth + level]
+        for row in range(first, last):
+            beam = _beam(floats, integers, 2 * (row - first) + depth % 2, widest, depth)
+            for rank in range(prefixes):
+                for level in range(depth):
+                    out[row, rank, level] = beam.codes[rank * depth + level]
 
 
 @compiled
@@ -319,44 +248,42 @@ def beam_prefixes(
     depth, widest, stride = len(widths), widths.max(), 0
     for level in range(depth):
         stride = max(stride, starts[level + 1] - starts[level])
-    found = 4 * widest + 2 * LANES
-    floats = np.zeros(
-        (depth + widest + 2) * stride + 2 * widest * (LANES + 1) + found + LANES, np.float32
-    )
-    integers = np.zeros(widest * (2 * depth + 4) + found, np.int64)
-    # to the beginning of a cache line
-    sums = moved(address(floats), (LANES - floats.ctypes.data // 4 % LANES) % LANES)
-    candidates = moved(sums, depth * stride)
-    folded = moved(candidates, widest * stride)
-    zeros = moved(folded, stride)
-    minima = moved(zeros, stride)
+    beams = 2 * max(1, _PREFIXES_AT_ONCE // widest)
+    most = 4 * widest + 2 * LANES  # candidates within the bound, and room to fill a register
+    rows_and_minima = (depth + widest + 4) * stride + 2 * widest * LANES
+    floats = np.zeros(LANES + rows_and_minima + most + beams * widest, np.float32)
+    integers = np.zeros(most + 2 * widest + beams * widest * (depth + 2), np.int64)
+
+    begin = (LANES - floats.ctypes.data // 4 % LANES) % LANES  # of a cache line
+    sums = moved(address(floats), begin)
+    zeros = moved(sums, depth * stride)
+    scores = moved(zeros, stride)
+    folded = moved(scores, widest * stride)
+    minima = moved(folded, 3 * stride)
     groups = moved(minima, widest * LANES)
-    values = moved(groups, widest * LANES)
-    scores = moved(values, found)
-    codes = address(integers)
-    old_codes = moved(codes, widest * depth)
-    kept = moved(old_codes, widest * depth)
-    parents, order, place = moved(kept, widest), moved(kept, 2 * widest), moved(kept, 3 * widest)
-    indices = moved(kept, 4 * widest)
-    scratch = _Scratch(
-        sums, candidates, minima, folded, zeros, groups, values, indices, parents, order, place
+    values, indices = moved(sums, rows_and_minima), address(integers)
+    kept, place = moved(indices, most), moved(indices, most + widest)
+    scratch = _Scratch(sums, zeros, kept, place)
+    candidates = Candidates(scores, minima, folded, groups, values, indices, stride)
+    books = _Books(
+        address(offsets),
+        address(products),
+        address(starts),
+        address(sizes),
+        address(row_starts),
+        address(row_lengths),
+        depth,
+        stride,
     )
     _search(
-        dots,
-        offsets,
-        products,
-        starts,
-        sizes,
-        row_starts,
-        row_lengths,
+        books,
+        scratch,
+        candidates,
+        moved(values, most),
+        moved(indices, most + 2 * widest),
+        address(dots),
+        len(dots) // starts[depth],
         widths,
         out,
-        scratch,
-        stride,
-        codes,
-        old_codes,
-        scores,
-        moved(scores, widest),
-        kept,
     )
-    integers[0], floats[0] = 0, 0  # both were alive until here
+    floats[0], integers[0] = 0, 0  # both are alive until here

@@ -21,15 +21,15 @@ from rqtoolkit.functional.encoding import encode_prefixes, encode_vectors
 @pytest.fixture(params=["compiled", "torch"])
 def _path(request, monkeypatch):
     """Encode small inputs too by the compiled kernel, or everything by plain torch."""
-    monkeypatch.setattr(encoding, "_SMALL_WORK", 0 if request.param == "compiled" else 2**62)
+    monkeypatch.setattr(encoding, "_is_small", lambda *_: request.param == "torch")
 
 
 def both(x, tables, **options):
     """Prefixes by plain torch and by the compiled kernel."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "_SMALL_WORK", 2**62)
+        patch.setattr(encoding, "_is_small", lambda *_: True)
         plain = encode_prefixes(x, tables, **options)
-        patch.setattr(encoding, "_SMALL_WORK", 0)
+        patch.setattr(encoding, "_is_small", lambda *_: False)
         return plain, encode_prefixes(x, tables, **options)
 
 
@@ -152,7 +152,7 @@ def test_first_levels_of_given_products():
 def test_threads_and_chunks_change_nothing(threads, monkeypatch):
     x, tables = problem(4, (16, 16, 16), rows=700, dim=8)
     expected = encode_vectors(x, tables, beam=4)
-    monkeypatch.setattr(encoding, "_SMALL_WORK", 0)
+    monkeypatch.setattr(encoding, "_is_small", lambda *_: False)
     monkeypatch.setattr(encoding, "CHUNK_BYTES", 3000)
     before = torch.get_num_threads()
     assert torch.equal(encode_vectors(x, tables, beam=4, threads=threads), expected)
@@ -201,7 +201,7 @@ def test_smallest_first_is_a_stable_sort(dtype, values, count):
 
 @pytest.mark.parametrize("option", [{"beam": 0}, {"beam": 1.5}, {"threads": 0}])
 def test_refuses_what_is_no_count(option, monkeypatch):
-    monkeypatch.setattr(encoding, "_SMALL_WORK", 0)
+    monkeypatch.setattr(encoding, "_is_small", lambda *_: False)
     x, tables = problem(8, (5, 5))
     with pytest.raises(ConfigError, match=next(iter(option))):
         encode_vectors(x, tables, **option)
