@@ -10,6 +10,7 @@ from PIL import Image
 
 from imagegen.codec import cheapest_conditions, compress_codes, decompress_codes
 from imagegen.evaluate.pixels import psnr
+from imagegen.guards import enough_room
 from imagegen.jobs import load_models
 from imagegen.pictures import save_grid
 from imagegen.reconstruct import decode_codes, encode_images
@@ -58,7 +59,8 @@ def compress_images(
         ArtifactError: If the run or the images cannot be read.
         ConfigError: If label or text do not go with the model.
     """
-    with atomic_path(out) as temporary:  # what cannot be written is refused before the work
+    # What cannot be written is refused before the work.
+    with enough_room(out), atomic_path(out) as temporary:
         autoencoder, transformer = load_models(run)
         images = read_for_run(run, autoencoder, sources, progress=progress)
         codes = encode_images(autoencoder, images)
@@ -99,7 +101,7 @@ def decompress_images(
         raise ArtifactError(
             f"decompress: {source} cannot be read; got {error.strerror or error}. Check the path."
         ) from None
-    with atomic_folder(out) as folder:
+    with enough_room(out), atomic_folder(out) as folder:
         autoencoder, transformer = load_models(run)
         codes, _ = decompress_codes(transformer, data, progress=progress)
         images = decode_codes(autoencoder, codes)

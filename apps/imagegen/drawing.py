@@ -9,6 +9,7 @@ job is killed, the result is the same.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -205,8 +206,16 @@ def _open_images(drawing: Drawing, folder: Path, ranks: Ranks) -> np.memmap:
         with atomic_path(path) as temporary:
             shape = (drawing.number, side, side, channels)
             np.lib.format.open_memmap(temporary, "w+", np.uint8, shape).flush()
+            _take_room(temporary)
     ranks.wait()
     return np.lib.format.open_memmap(path, "r+")
+
+
+def _take_room(path: Path) -> None:
+    """Take the room of a file that is mapped: a full disk would end the process without a word."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _gather(folder: Path, parts: list[tuple[int, slice]], chosen: np.ndarray) -> np.ndarray:

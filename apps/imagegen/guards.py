@@ -1,8 +1,9 @@
-"""Stops a training that diverges before it spoils the last good checkpoint, or lacks memory."""
+"""Stops a training that diverges before it spoils a checkpoint, and work that lacks room."""
 
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,9 +11,9 @@ from torch import Tensor
 from imagegen.checkpointing import checkpoints
 from imagegen.runs import Run
 from imagegen.settings import StageConfig
-from rqtoolkit.errors import ConfigError, DataError
+from rqtoolkit.errors import ArtifactError, ConfigError, DataError
 
-__all__ = ["DivergenceGuard", "enough_memory"]
+__all__ = ["DivergenceGuard", "enough_memory", "enough_room"]
 
 # Torch has a class for want of memory on accelerators only.
 _SHORTAGES = ("not enough memory", "can't allocate memory", "out of memory", "size calculation")
@@ -100,4 +101,23 @@ def enough_memory(doing: str, advice: str) -> Iterator[None]:
         raise ConfigError(
             f"train: {doing} needs more memory than there is; got {words or 'no more':.120}. "
             f"{advice}"
+        ) from error
+
+
+@contextmanager
+def enough_room(out: Path, advice: str = "Make room, or choose another place.") -> Iterator[None]:
+    """Turn a failed write in the block, as on a full disk, into one line.
+
+    Args:
+        out: What is written.
+        advice: What to do, a sentence.
+
+    Raises:
+        ArtifactError: If the block raises OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"output: {out} cannot be written; got {error.strerror or error}. {advice}"
         ) from error

@@ -13,6 +13,7 @@ from PIL import Image
 from imagegen.autoencoder import RQVAE
 from imagegen.evaluate.protocol import Protocol
 from imagegen.evaluate.reconstruction import ReconstructionTally
+from imagegen.guards import enough_room
 from imagegen.images import ImageSet
 from imagegen.jobs import load_split
 from imagegen.perceptual import Perceptual, load_perceptual
@@ -65,7 +66,7 @@ def reconstruct_images(
         ConfigError: If one of the two LPIPS files is missing.
     """
     perceptual = open_perceptual(vgg, lpips, run)
-    with atomic_folder(out) as folder:
+    with enough_room(out), atomic_folder(out) as folder:
         model = RQVAE.load(run.require(run.autoencoder_path, 1), run.device)
         if sources:
             originals = ImageSet(read_for_run(run, model, sources, progress=progress))

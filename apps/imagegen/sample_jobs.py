@@ -22,6 +22,7 @@ from imagegen.data.stored import read_pixels
 from imagegen.distributed import Ranks
 from imagegen.drawing import Drawing, draw_in_folder, draw_in_memory, working_folder
 from imagegen.evaluate import Extractor
+from imagegen.guards import enough_room
 from imagegen.jobs import load_models, load_split
 from imagegen.reconstruct import encode_images
 from imagegen.runs import Run
@@ -205,14 +206,17 @@ def sample_to_folder(
     if ranks.main:
         ranks.wait()
     folder = working_folder(out)
-    samples, statistics = draw_in_folder(drawing, folder, ranks=ranks, progress=progress)
+    advice = "Make room; the same command then goes on where this one stopped."
+    with enough_room(out, advice):
+        samples, statistics = draw_in_folder(drawing, folder, ranks=ranks, progress=progress)
     record = {**drawing.plan, **statistics}
     if ranks.main:
         grid = None
         if original is not None:
             shown = np.stack([original, _keep_rows(original, drawing)])
             grid = [shown, *np.array_split(samples.images[:100], math.ceil(min(number, 100) / 10))]
-        write_samples(samples, out, formats=formats, grid=grid, record=record)
+        with enough_room(out, advice):
+            write_samples(samples, out, formats=formats, grid=grid, record=record)
         shutil.rmtree(folder)
     ranks.wait()
     return record

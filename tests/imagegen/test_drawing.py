@@ -12,7 +12,7 @@ from imagegen.distributed import Ranks
 from imagegen.drawing import draw_in_folder, draw_in_memory
 from imagegen.evaluate import Classifier
 from imagegen.jobs import load_models
-from imagegen.sample_jobs import draw_from_run, plan_drawing
+from imagegen.sample_jobs import draw_from_run, plan_drawing, sample_to_folder
 from imagegen.training import step_seed
 from rqtoolkit.errors import ArtifactError, ConfigError
 
@@ -126,6 +126,21 @@ def test_an_unfinished_job_with_other_settings_is_refused(run, tmp_path):
     for asked, name in (({"top_k": 3}, "top_k"), ({"classes": [1]}, "classes, labels_sha256")):
         with pytest.raises(ConfigError, match=f"got another {name}"):
             draw_in_folder(planned(run, **asked), tmp_path / "parts")
+
+
+@pytest.mark.parametrize("writing", ["np.savez", "os.posix_fallocate"])
+def test_a_full_disk_is_told_and_the_job_goes_on(run, tmp_path, monkeypatch, writing):
+    def full(*_args, **_kwargs):
+        raise OSError("256000 requested and 114560 written")  # numpy's own, without a number
+
+    out, says = tmp_path / "out", "out cannot be written; got 256000 .* Make room; the same"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"imagegen.drawing.{writing}", full, raising=False)
+        with pytest.raises(ArtifactError, match=says):
+            sample_to_folder(run, out, 4, seed=1)
+    sample_to_folder(run, out, 4, seed=1)
+    expected = draw_from_run(run, 4, seed=1).codes
+    assert np.array_equal(np.load(out / "codes.npy"), expected)
 
 
 def test_a_damaged_part_is_named(run, tmp_path):

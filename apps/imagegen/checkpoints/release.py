@@ -31,6 +31,7 @@ from imagegen.checkpoints.weights import (
     read_weights,
     write_weights,
 )
+from imagegen.guards import enough_room
 from rqtoolkit.errors import ArtifactError, ConfigError
 from rqtoolkit.io.artifact import constructing
 from rqtoolkit.io.atomic import atomic_folder
@@ -249,7 +250,7 @@ def export_release(
             conditions_per_class=conditions_per_class,
         )
         stages.append(("stage2", tree2, state2))
-    with atomic_folder(folder) as temporary:
+    with enough_room(Path(folder)), atomic_folder(folder) as temporary:
         for name, tree, state in stages:
             (temporary / name).mkdir()
             text = yaml.safe_dump(tree, sort_keys=False)

@@ -10,6 +10,7 @@ from typing import Any
 from imagegen.autoencoder import RQVAE
 from imagegen.checkpoints.release import Release, export_release
 from imagegen.checkpoints.weights import find_checkpoint
+from imagegen.guards import enough_room
 from imagegen.runs import Run
 from imagegen.settings import (
     AutoencoderConfig,
@@ -73,7 +74,7 @@ def import_run(
     files = [release.stage1 / "config.yaml", find_checkpoint(release.stage1)]
     if release.stage2:
         files += [release.stage2 / "config.yaml", find_checkpoint(release.stage2)]
-    with atomic_folder(out) as temporary:
+    with enough_room(Path(out)), atomic_folder(out) as temporary:
         run = Run.create(temporary, _run_config(release))
         Run.open(temporary)  # reads every value with its range, before the work
         report(progress, "Importing", 0, 3)
