@@ -30,7 +30,7 @@ IMAGES = {
     "lsun_bedroom": 3_033_042,
     "cc3m": 3_318_333,
 }
-OURS = {"cifar10", "digits", "fashion_mnist"}
+OURS = {"cifar10", "digits", "fashion_mnist", "lpc64"}
 
 
 def millions(module):
