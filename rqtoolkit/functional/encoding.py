@@ -34,7 +34,8 @@ __all__ = [
     "share_chunks",
 ]
 
-CHUNK_BYTES = 8 * 2**20  # of inner products per thread: the last cache holds them
+CHUNK_BYTES = 4 * 2**20  # of inner products per thread: the last cache holds them
+_ALLOCATED = 4  # bytes that a thread's allocator keeps per byte of its chunks, as measured
 PRODUCTS_SHARE = 0.75  # of the memory allowed; the rest is for chunks
 _KERNEL = "rqtoolkit.functional.kernels.cpu_beam"
 _SMALL_WORK = 2**24  # candidates that plain torch scores in less time than a compiler takes
@@ -183,7 +184,7 @@ def _encode_on_cpu(
 
     bytes_per_row = 4 * (products.starts[levels] + x.shape[1])
     own = free // threads - products.codewords.nbytes  # which oneDNN reorders for each thread
-    chunk_bytes = min(CHUNK_BYTES, max(own, CHUNK_BYTES // 64))
+    chunk_bytes = min(CHUNK_BYTES, max(own // _ALLOCATED, CHUNK_BYTES // 64))
     share_chunks(search, chunk_slices(len(x), bytes_per_row, chunk_bytes), threads)
     return codes
 
