@@ -1,16 +1,15 @@
-"""Fit the codebooks of a residual quantizer to a matrix: level by level, then all at once."""
+"""Fit the codebooks of a residual quantizer to a matrix, level by level, for greedy encoding."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from rqtoolkit.functional.assign import beam_codes, level_tables, nearest_codes, sum_codewords
+from rqtoolkit.functional.assign import nearest_codes
 from rqtoolkit.functional.kmeans import kmeans
-from rqtoolkit.functional.least_squares import joint_codebooks
 from rqtoolkit.functional.progress import Progress, report
 
-__all__ = ["kmeans_tables", "refine_tables", "sampled_tables"]
+__all__ = ["kmeans_tables", "sampled_tables"]
 
 Cluster = Callable[[Tensor, int, int], Tensor]
 """Called as cluster(residuals, codebook_size, level); returns codewords (codebook_size, dim)."""
@@ -102,43 +101,3 @@ def _walk_levels(x: Tensor, codebook_sizes: Sequence[int], depth: int, cluster: 
     for level, table in enumerate(tables):
         padded[level, : len(table)] = table
     return padded
-
-
-def refine_tables(
-    x: Tensor,
-    tables: Tensor,
-    codebook_sizes: Sequence[int],
-    depth: int,
-    *,
-    rounds: int,
-    beam: int = 1,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Alternate encoding and joint least squares; return the best tables met.
-
-    Encoding after a least-squares step can make the error grow (neither the greedy rule nor a
-    beam finds the best codes), hence the best of all rounds, the start included.
-
-    Args:
-        x: Vectors, shape (N, dim), float32.
-        tables: Shape (T, K, dim).
-        codebook_sizes: Entries of each table.
-        depth: Levels.
-        rounds: Least-squares steps; 0 returns the tables as they are.
-        beam: Width of the encoding.
-        progress: Told of each round.
-
-    Returns:
-        Tables, shape (T, K, dim).
-    """
-    best, least = tables, float("inf")
-    for step in range(rounds + 1 if rounds else 0):
-        levels = level_tables(tables, codebook_sizes, depth)
-        codes = beam_codes(x, levels, beam)
-        error = float((x - sum_codewords(codes, levels)).square().sum(dtype=torch.float64))
-        if error < least:
-            best, least = tables, error
-        if step < rounds:
-            tables = joint_codebooks(x, codes, tables, codebook_sizes)
-        report(progress, "joint least squares", step, rounds)
-    return best

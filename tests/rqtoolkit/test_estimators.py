@@ -31,7 +31,7 @@ def digits():
 def test_one_level_is_k_means(digits):
     ours = ResidualKMeans(1, 16, n_init=5, max_iter=50, rounds=0, random_state=0).fit(digits)
     theirs = KMeans(16, n_init=5, random_state=0).fit(digits)
-    assert -ours.score(digits) * len(digits) == pytest.approx(theirs.inertia_, rel=0.01)
+    assert -ours.score(digits) * len(digits) <= 1.01 * theirs.inertia_
 
 
 def test_seed_fixes_the_result_and_codes_decode(digits):

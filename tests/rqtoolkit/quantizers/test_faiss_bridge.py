@@ -157,8 +157,8 @@ def test_recall_is_that_of_the_exported_index(x, fitted):
         found = fitted.to_faiss(base, metric=metric).search(queries, 20)[1]
         theirs = recall_at(exact, found, (1, 5, 20))
         # Vectors of equal codes may come in another order: a few of the 50 queries at most.
-        assert recall.one_recall_at == pytest.approx(theirs.one_recall_at, abs=0.08)
-        assert recall.k_recall_at == pytest.approx(theirs.k_recall_at, abs=0.05)
+        assert recall.one_recall_at == pytest.approx(theirs.one_recall_at, abs=0.1)
+        assert recall.k_recall_at == pytest.approx(theirs.k_recall_at, abs=0.1)
 
 
 def test_errors(x, fitted, tmp_path):

@@ -9,7 +9,8 @@ from rqtoolkit.functional.assign import beam_codes, sum_codewords
 from rqtoolkit.functional.least_squares import joint_codebooks
 from rqtoolkit.functional.rate_distortion import distortion, entropy_per_depth
 from rqtoolkit.quantizers import ResidualQuantizer
-from rqtoolkit.quantizers.fitting import kmeans_tables, refine_tables
+from rqtoolkit.quantizers.fitting import kmeans_tables
+from rqtoolkit.quantizers.joint import refine_tables
 from rqtoolkit.quantizers.rate_fitting import _find_weight, code_prices, fit_with_rate, mean_price
 
 SIZES = (16,) * 4
