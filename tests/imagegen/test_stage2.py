@@ -11,7 +11,7 @@ import torch
 from tiny_runs import TINY_MODELS
 
 from imagegen.autoencoder import RQVAE
-from imagegen.checks import check_training
+from imagegen.checks import check_settings, check_training
 from imagegen.config import load_config
 from imagegen.data import ImageSet, to_float
 from imagegen.jobs import train_run
@@ -103,8 +103,8 @@ def test_a_cached_run_with_soft_targets_is_the_on_line_run_to_rounding(tmp_path)
 def test_copies_that_would_be_equal_are_refused():
     config = small(**{"stage2.cache": 3, "stage2.shift": 0})
     with pytest.raises(ConfigError, match=r"stage2\.cache=3 keeps copies that nothing would tell"):
-        check_training(config, quarters(), quarters())
-    check_training(small(**{"stage2.cache": 3, "stage2.shift": 1}), quarters(), quarters())
+        check_settings(config)
+    check_settings(small(**{"stage2.cache": 3, "stage2.shift": 1}))
 
 
 @pytest.mark.parametrize("cache", [0, 2])

@@ -23,13 +23,14 @@ def main() -> None:
     before = torch.random.get_rng_state()
     reading = batches(data, batch_size=2, steps=10**6, seed=0, workers=2)
     next(reading)
+    next(reading)  # from the other worker: now both have started
     assert torch.equal(before, torch.random.get_rng_state())
     if way == "close":
         reading.close()
     if way == "interrupt":
-        print("ready", flush=True)
         try:
             with deferred_interrupt() as pressed:  # as the training loop does
+                print("ready", flush=True)
                 while not pressed():
                     next(reading)
                 raise KeyboardInterrupt
