@@ -42,7 +42,9 @@ SMALL = {
 
 
 def small(**more):
-    return load_config("digits", overrides={**SMALL, **more})
+    # An interruption leaves a checkpoint of its own among those kept beside the last.
+    alone = {"stage1.keep_checkpoints": 1, "stage2.keep_checkpoints": 1}
+    return load_config("digits", overrides={**SMALL, **alone, **more})
 
 
 def contents(folder):

@@ -114,7 +114,7 @@ LsqRounds = Annotated[
     typer.Option(min=0, help="Rounds of joint least squares, at most.", show_default="4"),
 ]
 Starts = Annotated[
-    int | None, typer.Option(min=1, help="Short k-means starts at each level.", show_default="3")
+    int | None, typer.Option(min=1, help="Short k-means starts at each level.", show_default="1")
 ]
 PrefixWeight = Annotated[
     float | None,
@@ -132,7 +132,7 @@ FitBeam = Annotated[
 ]
 Epochs = Annotated[
     int | None,
-    typer.Option(min=1, help="Passes over the vectors, at most (neural).", show_default="60"),
+    typer.Option(min=1, help="Passes over the vectors, at most (neural).", show_default="50"),
 ]
 TimeBudget = Annotated[
     float | None, typer.Option(help="Seconds after which no further round of a fit begins.")

@@ -66,7 +66,7 @@ def test_long_files_have_several_streams(tmp_path, monkeypatch):
 
 def test_skewed_codes_take_fewer_bytes_than_their_entropy_coded_alone_would(shared_data, tmp_path):
     """Two levels that depend on each other: codes of embeddings by k-means and its residuals."""
-    x = np.load(shared_data("recsys/beauty/item_embeddings.npy"))[:4000].astype(np.float32)
+    x = np.load(shared_data("data/recsys/beauty/item_embeddings.npy"))[:4000].astype(np.float32)
     first = (x @ x[:16].T).argmax(1)
     rest = x - x[:16][first]
     codes = np.stack([first, (rest @ x[16:32].T).argmax(1)], axis=1)
