@@ -26,7 +26,7 @@ class ResidualKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         shared_codebook: One table for all levels.
         n_init: Short k-means++ starts a level, of which the best goes on.
         max_iter: Lloyd iterations a level.
-        rounds: Rounds of joint least squares over all levels after k-means.
+        rounds: Passes of joint least squares over all levels, at most; 0 leaves it to k-means.
         beam: Prefixes kept per vector, in training and in `transform`.
         random_state: Seed or RandomState; fixes the result.
 
@@ -48,8 +48,8 @@ class ResidualKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         codebook_size: Any = 256,
         *,
         shared_codebook: bool = False,
-        n_init: int = 3,
-        max_iter: int = 20,
+        n_init: int = 1,
+        max_iter: int = 40,
         rounds: int = 4,
         beam: int = 5,
         random_state: Any = None,

@@ -1,10 +1,8 @@
 """The residual quantizer as a torch module: trained online in a network, or offline on a matrix."""
 
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from numpy.typing import NDArray
@@ -20,14 +18,13 @@ from rqtoolkit.functional.assign import (
 from rqtoolkit.functional.gradient import straight_through
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.functional.refinement import encode_refined
-from rqtoolkit.functional.soft_targets import SoftTargets, soft_targets
 from rqtoolkit.io.artifact import check_tensors
-from rqtoolkit.quantizers import checks, faiss_bridge
+from rqtoolkit.quantizers import checks, faiss_bridge, soft_encoding
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.codebook import CodebookTables
 from rqtoolkit.quantizers.levels import quantize_levels
 from rqtoolkit.quantizers.offline import fit_tables
-from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput, SoftCodes
+from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput
 
 __all__ = ["ResidualQuantizer"]
 
@@ -240,76 +237,8 @@ class ResidualQuantizer(Quantizer):
         codewords = [table[flat[:, level]] for level, table in enumerate(tables)]
         return torch.stack(codewords, dim=1).cumsum(dim=1).reshape(*codes.shape, self.dim)
 
-    @torch.no_grad()
-    def soft_codes(
-        self,
-        x: Tensor,
-        tau: float,
-        *,
-        relative: bool = False,
-        stochastic: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> SoftCodes:
-        """Codes with the distribution Q(k | r) = softmax(−‖r − e_k‖² / tau) of each level.
-
-        The distributions take N · depth · codebook_size numbers; `soft_targets` keeps what they
-        follow from.
-
-        Args:
-            x: Vectors, shape (..., dim), or (B, dim, ...) with channels_first.
-            tau: Temperature, above 0, in the units of a squared distance.
-            relative: Take tau in units of the mean squared codeword norm of all tables: the
-                paper's 0.5 suits its 256-dimensional latents and makes small ones uniform.
-            stochastic: Draw each code from its distribution, and go on with the residual of the
-                drawn one, in place of taking the nearest.
-            generator: Source of the draws, on the device of x.
-
-        Returns:
-            Codes (..., depth) and probabilities (..., depth, K).
-
-        Raises:
-            ShapeError: If x does not have dim channels.
-            ConfigError: If tau is not above 0.
-
-        References:
-            Lee et al., CVPR 2022, section 3.2.3 (soft labels and stochastic sampling).
-        """
-        settings: dict[str, Any] = {"relative": relative, "stochastic": stochastic}
-        settings |= {"generator": generator, "max_bytes": sys.maxsize}
-        codes, soft = self.soft_targets(x, tau, **settings)
-        return SoftCodes(codes, soft.probabilities())
-
-    @torch.no_grad()
-    def soft_targets(
-        self,
-        x: Tensor,
-        tau: float,
-        *,
-        relative: bool = False,
-        stochastic: bool = False,
-        generator: torch.Generator | None = None,
-        max_bytes: int = DEFAULT_MAX_BYTES,
-    ) -> tuple[Tensor, SoftTargets]:
-        """Do what `soft_codes` does in bounded memory, for the loss of `RQTransformer`.
-
-        While the distributions of one level fit into max_bytes, a generator draws the codes that
-        it draws there; beyond that, vectors are drawn chunk by chunk.
-
-        Args:
-            x: As for `soft_codes`, and so is what is not described here, with its errors.
-            max_bytes: Bound on the distributions held at once.
-
-        Returns:
-            Codes (..., depth), and the soft targets with residuals (..., depth, dim).
-        """
-        flat, shape = self._flatten(x, "soft_targets")
-        tables = self._levels(self.depth)
-        tau = checks.temperature(self._name("soft_targets"), tau, tables, relative=relative)
-        codes, soft = soft_targets(
-            flat, tables, tau, stochastic=stochastic, generator=generator, max_bytes=max_bytes
-        )
-        residuals = soft.residuals.reshape(*shape, self.depth, self.dim)
-        return codes.reshape(*shape, self.depth), replace(soft, residuals=residuals)
+    soft_codes = soft_encoding.soft_codes
+    soft_targets = soft_encoding.soft_targets
 
     @torch.no_grad()
     def fit(

@@ -64,6 +64,16 @@ def test_joint_refinement_never_loses_on_the_training_sample(seed, size, shared)
 
 
 @few
+@given(seed=seeds, size=st.integers(4, 16), depth=st.integers(2, 5), rounds=st.integers(0, 2))
+def test_on_average_a_wider_beam_is_no_worse(seed, size, depth, rounds):
+    x = sample(seed, rows=400)
+    quantizer = ResidualQuantizer(4, depth, size).fit(x, rounds=rounds, seed=seed)
+    errors = [distortion(x, quantizer.decode(quantizer.encode(x, beam=b))) for b in (1, 4, 16)]
+    for narrow, wide in pairwise(errors):
+        assert wide <= narrow * (1 + 1e-6)
+
+
+@few
 @given(seed=seeds, exponent=st.integers(-6, 6), shift=st.sampled_from([0.0, 3.0, -50.0]))
 def test_scaling_and_shifting_the_data_scale_the_distortion(seed, exponent, shift):
     x, scale = sample(seed), 2.0**exponent
