@@ -1,0 +1,1 @@
+"""Semantic IDs: every item of a catalogue a short tuple of codes of its own, coarse to fine."""
