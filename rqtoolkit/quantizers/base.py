@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,31 @@ class Quantizer(nn.Module, ABC):
                 holds another kind of quantizer.
         """
         arguments, tensors = read_artifact(path, class_name=cls.__name__, device=device)
+        return cls.from_parts(path, arguments, tensors, device)
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return constructor arguments, all of JSON's types, and tensors by name, as files do."""
+        return self._settings(), self._stored()
+
+    @classmethod
+    def from_parts(
+        cls,
+        path: str | Path,
+        arguments: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """Make a quantizer of what `parts` returned, in eval mode.
+
+        Args:
+            path: File they were read from, for messages.
+            arguments: Constructor arguments.
+            tensors: By name.
+            device: Where the tensors go.
+
+        Raises:
+            ArtifactError: If the arguments make no quantizer, or the tensors do not fit it.
+        """
         with constructing(path), torch.random.fork_rng(devices=[]):
             quantizer = cls(**arguments).to(device)
         quantizer._adopt(path, tensors)
@@ -118,7 +143,7 @@ class Quantizer(nn.Module, ABC):
         """Describe the quantizer in `print(module)`."""
         return ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
 
-    def _settings(self) -> dict[str, object]:
+    def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.arguments}
 
     def _name(self, method: str) -> str:

@@ -11,7 +11,7 @@ from rqtoolkit.quantizers.grouped import GroupedResidualQuantizer
 from rqtoolkit.quantizers.neural import NeuralResidualQuantizer
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 
-__all__ = ["load_quantizer"]
+__all__ = ["load_quantizer", "quantizer_kind"]
 
 _KINDS: dict[str, type[Quantizer]] = {
     kind.__name__: kind
@@ -30,10 +30,22 @@ def load_quantizer(path: str | Path, device: str | torch.device = "cpu") -> Quan
         ArtifactError: If the file is missing, damaged, foreign, of an unknown version, or holds
             no quantizer.
     """
-    kind = artifact_class(path)
-    if kind not in _KINDS:
+    return quantizer_kind(path, artifact_class(path)).load(path, device=device)
+
+
+def quantizer_kind(path: str | Path, name: str) -> type[Quantizer]:
+    """Return the kind of quantizer that a file names.
+
+    Args:
+        path: File, for the message.
+        name: Its class.
+
+    Raises:
+        ArtifactError: If that is none.
+    """
+    if name not in _KINDS:
         raise ArtifactError(
-            f"load_quantizer: {path} holds no quantizer; got class={kind!r}, known are "
+            f"load_quantizer: {path} holds no quantizer; got class={name!r}, known are "
             f"{', '.join(_KINDS)}. Name a file written by `rqtool quantize fit`."
         )
-    return _KINDS[kind].load(path, device=device)
+    return _KINDS[name]
