@@ -1,0 +1,1 @@
+"""Decoding under a constraint: only semantic IDs that exist can be generated."""
