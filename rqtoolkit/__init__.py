@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         NeuralResidualQuantizer,
         ResidualQuantizer,
     )
+    from rqtoolkit.semantic_ids import SemanticIDs
     from rqtoolkit.transformer import RQTransformer
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RQTransformer",
     "ResidualKMeans",
     "ResidualQuantizer",
+    "SemanticIDs",
     "__version__",
 ]
 __version__ = "0.1.0"
@@ -31,6 +33,7 @@ _HOMES = {
     "RQTransformer": "rqtoolkit.transformer",
     "ResidualKMeans": "rqtoolkit.estimators",
     "ResidualQuantizer": "rqtoolkit.quantizers",
+    "SemanticIDs": "rqtoolkit.semantic_ids",
 }
 
 

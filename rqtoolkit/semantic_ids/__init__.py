@@ -1,1 +1,7 @@
 """Semantic IDs: every item of a catalogue a short tuple of codes of its own, coarse to fine."""
+
+from rqtoolkit.semantic_ids.growth import Delta, Stability
+from rqtoolkit.semantic_ids.ids import SemanticIDs
+from rqtoolkit.semantic_ids.standardize import Standardization
+
+__all__ = ["Delta", "SemanticIDs", "Stability", "Standardization"]

@@ -1,0 +1,112 @@
+"""From items to codes and from codes to items, many at a time."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rqtoolkit.errors import ConfigError, DataError, ShapeError
+from rqtoolkit.semantic_ids.items import RowIndex, as_item_ids, check_kind, code_keys
+
+if TYPE_CHECKING:
+    from rqtoolkit.semantic_ids.ids import SemanticIDs
+
+__all__ = ["items_of", "lookup", "rows"]
+
+
+def rows(
+    self: "SemanticIDs", item_ids: Any, *, errors: Literal["raise", "null"] = "null"
+) -> NDArray[np.int64]:
+    """Return the rows of items in `item_ids` and `codes`.
+
+    Args:
+        self: Semantic IDs.
+        item_ids: Shape (M,); may repeat.
+        errors: What unknown items are: an error, or row −1.
+
+    Raises:
+        DataError: If an item is unknown and errors is "raise"; or if integers were given for
+            strings, or the other way round.
+    """
+    where = "SemanticIDs.lookup"
+    if errors not in ("raise", "null"):
+        raise ConfigError(f"{where}: errors={errors!r} is unknown. Choose 'raise' or 'null'.")
+    wanted = as_item_ids(where, item_ids)
+    check_kind(where, wanted, self.item_ids)
+    if "items" not in self.indexes:
+        self.indexes["items"] = RowIndex(self.item_ids)
+    found = self.indexes["items"].find(wanted)
+    if errors == "raise" and (found < 0).any():
+        raise DataError(
+            f"{where}: {(found < 0).sum()} of {len(found)} item_ids are not published, such as "
+            f"{wanted[np.argmin(found)]!r}. Add them, or pass errors='null'."
+        )
+    return found
+
+
+def lookup(
+    self: "SemanticIDs", item_ids: Any, *, errors: Literal["raise", "null"] = "raise"
+) -> NDArray[np.int64]:
+    """Return the codes of items.
+
+    Args:
+        self: Semantic IDs.
+        item_ids: Shape (M,); may repeat.
+        errors: What unknown items are: an error, or rows of −1.
+
+    Returns:
+        Shape (M, length).
+
+    Raises:
+        DataError: If an item is unknown and errors is "raise"; or if integers were given for
+            strings, or the other way round.
+    """
+    found = rows(self, item_ids, errors=errors)
+    codes = np.full((len(found), self.length), -1)
+    codes[found >= 0] = self.codes[found[found >= 0]]
+    return codes
+
+
+def items_of(self: "SemanticIDs", codes: ArrayLike, *, all: bool = False) -> Any:  # noqa: A002
+    """Return the items that have these codes.
+
+    Args:
+        self: Semantic IDs.
+        codes: Shape (..., length), integers; values that no code has, such as −1, name no item.
+        all: Return every item of each ID, where items share them.
+
+    Returns:
+        Item ids, shape (...), a masked array: masked where there is none (`.tolist()` has None),
+        the one published first where there are several. With `all`, a list of arrays of item ids,
+        one for each of the codes in order.
+
+    Raises:
+        ShapeError: If the last axis is not `length`.
+        DataError: If the codes are no integers.
+    """
+    table = np.asarray(codes)
+    if table.ndim == 0 or table.shape[-1] != self.length:
+        raise ShapeError(
+            f"SemanticIDs.items_of: codes has to have shape (..., {self.length}); got "
+            f"{table.shape}."
+        )
+    if table.dtype.kind not in "iu":
+        raise DataError(
+            f"SemanticIDs.items_of: codes have to be integers; got dtype {table.dtype}."
+        )
+    flat = table.reshape(-1, self.length)
+    sizes = self.codebook_sizes
+    if "codes" not in self.indexes:
+        self.indexes["codes"] = RowIndex(code_keys(self.codes, sizes))
+    possible = ((flat >= 0) & (flat < np.array(sizes))).all(axis=1)
+    keys = code_keys(np.where(possible[:, None], flat, 0), sizes)
+    if all:
+        found = self.indexes["codes"].find_all(keys)
+        return [
+            self.item_ids[some if fits else some[:0]]
+            for some, fits in zip(found, possible, strict=True)
+        ]
+    first = np.where(possible, self.indexes["codes"].find(keys), -1)
+    items = np.zeros(len(first), self.item_ids.dtype)
+    items[first >= 0] = self.item_ids[first[first >= 0]]
+    return np.ma.MaskedArray(items, mask=first < 0).reshape(table.shape[:-1])
