@@ -1,4 +1,4 @@
-"""The codes that functions of semantic IDs accept, with the errors for the rest."""
+"""The codes and rows that functions of semantic IDs accept, with the errors for the rest."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rqtoolkit.errors import DataError, ShapeError
 
-__all__ = ["check_codes", "check_table"]
+__all__ = ["check_codes", "check_rows", "check_table"]
 
 
 def check_table(where: str, codes: ArrayLike, length: int | None = None) -> NDArray[np.integer]:
@@ -37,3 +37,23 @@ def check_codes(where: str, codes: ArrayLike, sizes: Sequence[int]) -> NDArray[n
             "flat vocabulary away with rqtoolkit.semantic_ids.tokens.unflatten_codes."
         )
     return codes
+
+
+def check_rows(rows: ArrayLike, num_rows: int) -> NDArray[np.bool_]:
+    """Return which rows to keep, shape (num_rows,)."""
+    rows = rows.detach().cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
+    if rows.dtype == bool and rows.shape == (num_rows,):
+        return rows
+    if rows.dtype.kind not in "iu" and rows.size:
+        raise DataError(
+            f"PrefixTable.subset: rows have to be row numbers, or bool of shape ({num_rows},); "
+            f"got {rows.dtype} of shape {rows.shape}."
+        )
+    if rows.size and (rows.min() < 0 or rows.max() >= num_rows):
+        raise DataError(
+            f"PrefixTable.subset: rows have to be in [0, {num_rows}); "
+            f"got {rows.min()} to {rows.max()}."
+        )
+    kept = np.zeros(num_rows, bool)
+    kept[rows.astype(np.int64).reshape(-1)] = True
+    return kept

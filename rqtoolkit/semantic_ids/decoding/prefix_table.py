@@ -16,7 +16,7 @@ from torch import Tensor
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
 from rqtoolkit.functional.arguments import check_count
 from rqtoolkit.functional.codes import smallest_dtype
-from rqtoolkit.semantic_ids.code_checks import check_codes
+from rqtoolkit.semantic_ids.code_checks import check_codes, check_rows
 from rqtoolkit.semantic_ids.decoding import compiled_walk, tensor_walk
 
 __all__ = ["Array", "PrefixTable"]
@@ -297,7 +297,7 @@ class PrefixTable:
             DataError: If rows are neither, or out of range.
         """
         whole = self.numpy()
-        kept = _check_rows(rows, self.num_rows)[whole.row_order]
+        kept = check_rows(rows, self.num_rows)[whole.row_order]
         row_counts = _between(kept, whole.row_offsets)
         alive = np.zeros(self.level_starts[-1], bool)
         alive[self.level_starts[-2] :] = row_counts > 0
@@ -380,23 +380,3 @@ def _contiguous(array: Array) -> bool:
 def _between(chosen: NDArray[np.bool_], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count the chosen between successive bounds."""
     return np.diff(np.concatenate([[0], np.cumsum(chosen)])[bounds])
-
-
-def _check_rows(rows: ArrayLike, num_rows: int) -> NDArray[np.bool_]:
-    """Return which rows to keep, shape (num_rows,)."""
-    rows = rows.detach().cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
-    if rows.dtype == bool and rows.shape == (num_rows,):
-        return rows
-    if rows.dtype.kind not in "iu" and rows.size:
-        raise DataError(
-            f"PrefixTable.subset: rows have to be row numbers, or bool of shape ({num_rows},); "
-            f"got {rows.dtype} of shape {rows.shape}."
-        )
-    if rows.size and (rows.min() < 0 or rows.max() >= num_rows):
-        raise DataError(
-            f"PrefixTable.subset: rows have to be in [0, {num_rows}); "
-            f"got {rows.min()} to {rows.max()}."
-        )
-    kept = np.zeros(num_rows, bool)
-    kept[rows.astype(np.int64).reshape(-1)] = True
-    return kept
