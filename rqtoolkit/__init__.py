@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         GroupedResidualQuantizer,
         NeuralResidualQuantizer,
         ResidualQuantizer,
+        load_quantizer,
     )
     from rqtoolkit.semantic_ids import SemanticIDs
     from rqtoolkit.transformer import RQTransformer
@@ -24,6 +25,7 @@ __all__ = [
     "ResidualQuantizer",
     "SemanticIDs",
     "__version__",
+    "load_quantizer",
 ]
 __version__ = "0.1.0"
 
@@ -34,6 +36,7 @@ _HOMES = {
     "ResidualKMeans": "rqtoolkit.estimators",
     "ResidualQuantizer": "rqtoolkit.quantizers",
     "SemanticIDs": "rqtoolkit.semantic_ids",
+    "load_quantizer": "rqtoolkit.quantizers",
 }
 
 

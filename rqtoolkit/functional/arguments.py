@@ -6,7 +6,10 @@ from typing import Any
 
 from rqtoolkit.errors import ConfigError
 
-__all__ = ["check_count", "check_rate", "check_sizes"]
+__all__ = ["LARGEST_VALUE", "check_count", "check_rate", "check_sizes"]
+
+LARGEST_VALUE = 1e15
+"""Of vectors: squares of larger values, summed, leave the range of float32."""
 
 
 def check_count(where: str, name: str, value: Any) -> int:

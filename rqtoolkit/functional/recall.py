@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
-from rqtoolkit.functional.arguments import check_count
+from rqtoolkit.functional.arguments import LARGEST_VALUE, check_count
 from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES, chunk_slices
 from rqtoolkit.functional.threads import limited_threads
 
@@ -22,7 +22,6 @@ __all__ = ["NeighbourSearch", "Recall", "RecallMeter", "exact_neighbours", "reca
 
 _METRICS = ("l2", "ip")
 _QUERIES_AT_A_TIME = 1024
-_LARGEST = 1e15  # squares of larger values, summed, leave the range of float32
 
 
 class NeighbourSearch:
@@ -289,9 +288,9 @@ def _matrix(x: NDArray, name: str, dim: int | None) -> NDArray[np.float32]:
         raise ShapeError(f"exact_neighbours: {name} has to be {wanted}; got shape {x.shape}.")
     with np.errstate(over="ignore"):
         x = np.ascontiguousarray(x, dtype=np.float32)
-    if x.size and not (x.min() >= -_LARGEST and x.max() <= _LARGEST):  # nor is NaN
+    if x.size and not (x.min() >= -LARGEST_VALUE and x.max() <= LARGEST_VALUE):  # nor is NaN
         raise DataError(
-            f"exact_neighbours: {name} has NaN, infinite or huge values (over {_LARGEST:g}). "
+            f"exact_neighbours: {name} has NaN, infinite or huge values (over {LARGEST_VALUE:g}). "
             "Remove, mend or scale them."
         )
     return x

@@ -1,5 +1,6 @@
 """Use fewer threads for a while."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,11 +15,13 @@ def limited_threads(threads: int | None) -> Iterator[None]:
     """Bound the threads of torch, faiss and BLAS within the block.
 
     Args:
-        threads: At most so many, at least 1; None leaves everything as it is.
+        threads: At most so many, at least 1, and no more than there are cores; None leaves
+            everything as it is.
     """
     if threads is None:
         yield
         return
+    threads = min(threads, os.cpu_count() or 1)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -183,7 +183,7 @@ def open_compressed(
         if head[:2] != _MAGIC:
             raise ArtifactError(
                 f"{path} is no compressed file of codes; got {head[:2]!r} as its first bytes. Name "
-                f"a file that `write_compressed` wrote."
+                f"a file that `rqtool quantize compress` wrote."
             )
         if len(head) > 2 and head[2] != _VERSION:
             raise ArtifactError(

@@ -57,7 +57,8 @@ class ParquetTable:
         where = f"{self._path}: column {self._column!r}"
         values = lists.flatten()
         if lists.null_count or values.null_count:
-            raise DataError(f"{where} holds nulls from row {start} on. Drop or fill these rows.")
+            row = start + _first_null(lists)
+            raise DataError(f"{where} holds nulls, first in row {row}. Drop or fill these rows.")
         lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
         dim = self.dim or int(lengths[0])
         if dim == 0:
@@ -69,6 +70,12 @@ class ParquetTable:
                 f"{lengths[row]} in row {start + row}."
             )
         return values.to_numpy(zero_copy_only=False).reshape(-1, dim)
+
+
+def _first_null(lists: pa.Array) -> int:
+    """Return the first row that is null or holds one."""
+    rows = enumerate(lists)
+    return next(row for row, one in rows if not one.is_valid or one.values.null_count)
 
 
 def write_parquet(

@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rqtoolkit.errors import DataError
+from rqtoolkit.functional.arguments import LARGEST_VALUE
 from rqtoolkit.io.tables import Table, open_table, write_table
 
 __all__ = ["VectorTable", "open_vectors", "write_vectors"]
@@ -33,7 +34,7 @@ class VectorTable:
         """Yield all vectors in order, at most `rows` at a time.
 
         Raises:
-            DataError: If a value is NaN, infinite, or beyond float32.
+            DataError: If a value is NaN, infinite, or beyond ±1e15.
         """
         done = 0
         for chunk in self._table.chunks(rows):
@@ -44,7 +45,7 @@ class VectorTable:
         """Return all vectors, or `rows` of them drawn evenly without repetition, in file order.
 
         Raises:
-            DataError: If a value is NaN, infinite, or beyond float32.
+            DataError: If a value is NaN, infinite, or beyond ±1e15.
         """
         indices = np.arange(self.rows)
         if rows < self.rows:
@@ -55,11 +56,11 @@ class VectorTable:
     def _convert(self, chunk: NDArray, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):
             vectors = np.array(chunk, dtype=np.float32, order="C")
-        finite = np.isfinite(vectors)
+        finite = np.abs(vectors) <= LARGEST_VALUE  # nor is NaN
         if not finite.all():
             row, position = np.unravel_index(int(np.argmin(finite)), vectors.shape)
             raise DataError(
-                f"{self.path} has to hold finite values within float32; got "
+                f"{self.path} has to hold finite values within ±{LARGEST_VALUE:g}; got "
                 f"{chunk[row, position]} in row {indices[row]}, dimension {position}. "
                 "Drop or repair such rows."
             )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from rqtoolkit.errors import ArtifactError
 from rqtoolkit.io.artifact import constructing, read_artifact, write_artifact
 from rqtoolkit.quantizers import checks
 
@@ -109,6 +110,7 @@ class Quantizer(nn.Module, ABC):
                 holds another kind of quantizer.
         """
         arguments, tensors = read_artifact(path, class_name=cls.__name__, device=device)
+        _check_contents(path, arguments, tensors)
         return cls.from_parts(path, arguments, tensors, device)
 
     def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -159,3 +161,26 @@ class Quantizer(nn.Module, ABC):
     def _restore(self, flat: Tensor, shape: Sequence[int]) -> Tensor:
         vectors = flat.reshape(*shape, self.dim)
         return vectors.movedim(-1, 1) if self.channels_first else vectors
+
+
+def _check_contents(
+    path: str | Path, arguments: Mapping[str, object], tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse numbers that no quantizer has, before anything of the size they claim is made.
+
+    Raises:
+        ArtifactError: If there are any.
+    """
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    for name in ("dim", "depth"):
+        claimed = arguments.get(name)
+        if isinstance(claimed, int) and claimed > stored:
+            raise ArtifactError(
+                f"load: {path} has {name}={claimed} in its header; got {stored} numbers in all. "
+                "Write it again."
+            )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ArtifactError(
+                f"load: {path} is damaged; got NaN or infinity in {name}. Write it again."
+            )

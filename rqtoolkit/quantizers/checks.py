@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
-from rqtoolkit.functional.arguments import check_count, check_rate, check_sizes
+from rqtoolkit.functional.arguments import LARGEST_VALUE, check_count, check_rate, check_sizes
 
 __all__ = [
     "channels_last",
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-_LARGEST = 1e15  # squares of larger values, summed, leave the range of float32
+_SMALLEST = 1e-18  # float32 does not hold squares of smaller values
 
 
 def level_sizes(
@@ -79,6 +79,7 @@ def check_fit(
     prefix_weight: float = 0.0,
     rate_weight: float | None = None,
     target_bits: float | None = None,
+    most_bits: float = inf,
     time_budget: float | None = None,
 ) -> None:
     """Refuse a frozen quantizer, and numbers with which `fit` cannot work.
@@ -101,6 +102,11 @@ def check_fit(
         raise ConfigError(
             f"ResidualQuantizer.fit: rate_weight={rate_weight} and target_bits={target_bits} ask "
             "for the same thing in two ways. Give one of them."
+        )
+    if target_bits is not None and target_bits > most_bits:
+        raise ConfigError(
+            f"ResidualQuantizer.fit: target_bits={target_bits} exceeds what the codes take without "
+            f"entropy coding; got codebooks of {most_bits:g} bits. Ask for fewer, or leave it out."
         )
     limits = {"rate_weight": rate_weight, "target_bits": target_bits, "time_budget": time_budget}
     for name, value in limits.items():
@@ -172,12 +178,12 @@ def check_finite(x: Tensor, where: str, rows: Tensor | None = None) -> None:
     Raises:
         DataError: If there are any.
     """
-    bad = ~(x.abs() <= _LARGEST).all(dim=1)
+    bad = ~(x.abs() <= LARGEST_VALUE).all(dim=1)
     if bool(bad.any()):
         first = int(bad.int().argmax())
         row = first if rows is None else int(rows[first])
         raise DataError(
-            f"{where}: vectors have to be finite and within ±{_LARGEST:g}; got "
+            f"{where}: vectors have to be finite and within ±{LARGEST_VALUE:g}; got "
             f"NaN, infinity or more in {int(bad.sum())} of {len(x)} rows, first in row {row}. "
             "Remove, mend or scale them."
         )
@@ -224,7 +230,8 @@ def training_rows(
 
     Raises:
         ShapeError: If X is not (N, dim).
-        DataError: If X is not numeric, not finite, or has fewer than min_rows rows to offer.
+        DataError: If X is not numeric, not finite, of values too small to square, or has fewer than
+            min_rows rows to offer.
     """
     if not isinstance(X, Tensor | np.ndarray):
         raise DataError(
@@ -251,4 +258,10 @@ def training_rows(
         with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
             X = torch.from_numpy(np.require(X, np.float32, ["C", "W"]))
     check_finite(X, where, rows)
+    largest = float(X.abs().max())
+    if 0 < largest < _SMALLEST:
+        raise DataError(
+            f"{where}: the largest value of X is {largest:.3g}, too small for float32 to hold its "
+            f"square; got nothing of {_SMALLEST:g} or more. Multiply X by a power of two."
+        )
     return X.float()

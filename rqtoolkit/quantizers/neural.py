@@ -227,7 +227,7 @@ class NeuralResidualQuantizer(Quantizer):
 
         def start(rows: Tensor) -> NeuralLevels:
             tables = ResidualQuantizer(self.dim, self.depth, self.codebook_sizes).to(x.device)
-            tables.fit(rows, seed=seed, progress=progress)
+            tables.fit(rows, time_budget=time_budget, seed=seed, progress=progress)
             levels = level_tables(tables.codebooks, self.codebook_sizes, self.depth)
             return self._from_tables(levels, *_standard_units(rows), generator)
 
@@ -254,7 +254,7 @@ class NeuralResidualQuantizer(Quantizer):
             generator=generator,
             progress=progress,
         )
-        if share > _LARGEST_SHARE:
+        if share > _LARGEST_SHARE and (deadline is None or time.monotonic() < deadline):
             self.levels = start(x)
         return self
 

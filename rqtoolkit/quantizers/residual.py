@@ -1,6 +1,7 @@
 """The residual quantizer as a torch module: trained online in a network, or offline on a matrix."""
 
 from collections.abc import Mapping, Sequence
+from math import log2
 from pathlib import Path
 from typing import Literal
 
@@ -298,6 +299,7 @@ class ResidualQuantizer(Quantizer):
             prefix_weight=prefix_weight,
             rate_weight=rate_weight,
             target_bits=target_bits,
+            most_bits=sum(log2(size) for size in self.codebook_sizes),
             time_budget=time_budget,
         )
         if max_rows is None:

@@ -20,6 +20,7 @@ def encode(
     perturbations: opt.Perturbations = 0,
     packed: opt.Packed = False,
     threads: opt.Threads = None,
+    device: opt.Device = "cpu",
     seed: opt.Seed = 0,
     as_json: opt.Json = False,
     key: opt.Key = None,
@@ -39,7 +40,7 @@ def encode(
 
     opt.check_file(out, model, data)
     vectors = open_vectors(data, key=key, column=column, id_column=id_column)
-    quantizer = load_quantizer(model, vectors)
+    quantizer = load_quantizer(model, vectors, device=opt.check_device(device))
     sizes = quantizer.codebook_sizes
     with limited_threads(threads), progress_bar() as progress:
         encoder = Encoder(
@@ -61,7 +62,8 @@ def encode(
             id_column=id_column or "id",
         )
         # Codewords of a group are as many times shorter as there are groups.
-        bare = gemm_rate(quantizer.dim, sum(sizes) * quantizer.depth // len(sizes))
+        codewords = sum(sizes) * quantizer.depth // len(sizes)
+        bare = gemm_rate(quantizer.dim, codewords, device=device)
     speed = encoder.rows / encoder.seconds
     figures = {
         "rows": encoder.rows,
@@ -82,6 +84,7 @@ def decode(
     out: Annotated[Path, typer.Option(help="Vectors to write, .npy or .parquet.")],
     packed: opt.Packed = False,
     threads: opt.Threads = None,
+    device: opt.Device = "cpu",
     key: opt.Key = None,
     column: opt.Column = None,
     id_column: opt.IdColumn = None,
@@ -97,7 +100,7 @@ def decode(
     from rqtoolkit.io.vectors import write_vectors
 
     opt.check_file(out, model, codes)
-    quantizer = load_quantizer(model)
+    quantizer = load_quantizer(model, device=opt.check_device(device))
     table = open_code_file(
         codes, quantizer, packed=packed, key=key, column=column, id_column=id_column
     )

@@ -41,6 +41,7 @@ def evaluate(
     icm_rounds: opt.IcmRounds = 0,
     perturbations: opt.Perturbations = 0,
     threads: opt.Threads = None,
+    device: opt.Device = "cpu",
     seed: opt.Seed = 0,
     as_json: opt.Json = False,
     key: opt.Key = None,
@@ -61,7 +62,7 @@ def evaluate(
     if queries is None and (recall or metric):
         raise ConfigError("--recall and --metric need --queries: the vectors to search for.")
     vectors = open_vectors(data, key=key, column=column)
-    quantizer = load_quantizer(model, vectors)
+    quantizer = load_quantizer(model, vectors, device=opt.check_device(device))
     with limited_threads(threads), progress_bar() as progress:
         encoder = Encoder(
             quantizer,
@@ -121,9 +122,7 @@ def _measure(
 
     The latter is the size of a file written in passing; None for codebooks too large for one.
     """
-    import torch
-
-    from rqtoolkit.cli.quantize.streams import COMPRESSED, sums_of
+    from rqtoolkit.cli.quantize.streams import COMPRESSED, decoded, sums_of
     from rqtoolkit.functional.code_model import MOST_ENTRIES
     from rqtoolkit.io.compressed_codes import write_compressed
 
@@ -135,7 +134,7 @@ def _measure(
             part = sums_of(quantizer, chunk, codes)
             parts[:] = [parts[0] + part] if parts else [part]
             if meter is not None:
-                meter.add(chunk, quantizer.decode(torch.from_numpy(codes)).numpy())
+                meter.add(chunk, decoded(quantizer, codes))
             yield codes
 
     if max(quantizer.codebook_sizes) > MOST_ENTRIES:

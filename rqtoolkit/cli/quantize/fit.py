@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fit"]
 
+_CHECKED_ROWS = 2**14
+
 
 def fit(
     data: opt.Data,
@@ -50,6 +52,7 @@ def fit(
         Path | None, typer.Option(help="Further vectors, to measure the quantizer on.")
     ] = None,
     threads: opt.Threads = None,
+    device: opt.Device = "cpu",
     seed: opt.Seed = 0,
     as_json: opt.Json = False,
     key: opt.Key = None,
@@ -89,6 +92,9 @@ def fit(
             f"--held-out={held_out} has dimension {others.dim}, {data} {vectors.dim}."
         )
     with limited_threads(threads), progress_bar() as progress:
+        if others is not None:  # bad values are to be found before the fit, not after
+            for _ in others.chunks(_CHECKED_ROWS):
+                pass
         if warm_start is None:
             kind = (method or opt.Method.RESIDUAL).value
             options = check_options(kind, given)
@@ -104,11 +110,14 @@ def fit(
                 method=kind,
                 options=options,
                 seed=seed,
+                device=opt.check_device(device),
                 progress=progress,
             )
         else:
             shape = {"method": method, "depth": depth, "codebook_size": codebook_size}
-            quantizer, kind, options = load_start(warm_start, vectors, given | shape)
+            quantizer, kind, options = load_start(
+                warm_start, vectors, given | shape, device=opt.check_device(device)
+            )
             largest = max(quantizer.codebook_sizes)
             x = training_rows(vectors, largest, train_rows, method=kind, seed=seed)
             start = time.perf_counter()

@@ -56,6 +56,8 @@ def export_command(
     from rqtoolkit.io.faiss_index import write_index
 
     opt.check_file(out, model, vectors, codes)
+    if norms and metric is opt.Metric.IP:
+        raise ConfigError("--norms serves --metric l2 alone. Leave it out for ip.")
     quantizer = load_quantizer(model)
     if not hasattr(quantizer, "to_faiss"):
         raise ConfigError(

@@ -13,6 +13,7 @@ __all__ = [
     "Codes",
     "Column",
     "Data",
+    "Device",
     "Epochs",
     "FitBeam",
     "Groups",
@@ -36,6 +37,7 @@ __all__ = [
     "Threads",
     "TimeBudget",
     "TrainRows",
+    "check_device",
     "check_file",
     "numbers",
 ]
@@ -88,6 +90,7 @@ Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Fixes the result.
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads to work with.", show_default="all cores")
 ]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
 Packed = Annotated[
     bool, typer.Option("--packed", help="Codes are rows of packed bits, in faiss's layout.")
 ]
@@ -164,6 +167,20 @@ def check_file(out: Path, *inputs: Path | None) -> Path:
     return out
 
 
+def check_device(device: str) -> str:
+    """Check that this machine can compute on a device that torch names so."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--device={device} cannot be used here; torch says: {reason} Name another, as in cpu."
+        ) from error
+    return device
+
+
 def numbers(option: str, text: str) -> list[int]:
     """Read '256', '64,256' or '1-8', each number at least 1."""
     found: list[int] = []
@@ -180,6 +197,6 @@ def numbers(option: str, text: str) -> list[int]:
         found = []
     if not found or min(found) < 1:
         raise ConfigError(
-            f"{option}={text} has to be whole numbers from 1 on, as in 256, 64,256 or 1-8."
+            f"{option}={text} has to be whole numbers from 1 on, as in 8, 4,16 or 1-8."
         )
     return found

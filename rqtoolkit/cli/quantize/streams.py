@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import reduce
 from inspect import Parameter, signature
+from itertools import chain
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "check_dim",
     "chunk_rows",
     "decode_chunks",
+    "decoded",
     "load_quantizer",
     "measure",
     "open_code_file",
@@ -41,14 +43,16 @@ _CHUNK_ELEMENTS = 2**24  # 64 MiB of float32 at a time
 _WARM_UP_ROWS = 4096
 
 
-def load_quantizer(model: Path, vectors: VectorTable | None = None) -> Quantizer:
-    """Read a quantizer of whatever kind, and check that it fits the vectors.
+def load_quantizer(
+    model: Path, vectors: VectorTable | None = None, *, device: str = "cpu"
+) -> Quantizer:
+    """Read a quantizer of whatever kind onto a device, and check that it fits the vectors.
 
     Raises:
         ArtifactError: If the file is missing, damaged or foreign.
         ShapeError: If the vectors have another dimension.
     """
-    quantizer = load_any(model)
+    quantizer = load_any(model, device=device)
     if vectors is not None:
         check_dim(quantizer, vectors)
     return quantizer.freeze()
@@ -140,7 +144,7 @@ class Encoder:
         done = 0
         for chunk in chunks:
             if not self.rows:  # compiled loops are loaded at their first use
-                self._encode(chunk[: min(_WARM_UP_ROWS, len(chunk) // 16)])
+                self._encode(chunk[: min(_WARM_UP_ROWS, max(1, len(chunk) // 16))])
             start = time.perf_counter()
             codes = self._encode(chunk)
             self.seconds += time.perf_counter() - start
@@ -150,7 +154,18 @@ class Encoder:
             self._progress("encode", done, rows)
 
     def _encode(self, chunk: NDArray[np.float32]) -> NDArray[np.int64]:
-        return self.quantizer.encode(torch.from_numpy(chunk), **self._settings).numpy()
+        return self.quantizer.encode(_moved(chunk, self.quantizer), **self._settings).cpu().numpy()
+
+
+def decoded(quantizer: Quantizer, codes: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the vectors that codes stand for."""
+    return quantizer.decode(_moved(codes, quantizer)).cpu().numpy()
+
+
+def _moved(array: NDArray, quantizer: Quantizer) -> torch.Tensor:
+    """Return an array as a tensor where the quantizer is."""
+    tensors = chain(quantizer.buffers(), quantizer.parameters())
+    return torch.from_numpy(array).to(next(tensors).device)
 
 
 def decode_chunks(
@@ -159,7 +174,7 @@ def decode_chunks(
     """Yield the vectors of each chunk of codes; progress is told of `rows` in all."""
     done = 0
     for chunk in chunks:
-        yield quantizer.decode(torch.from_numpy(chunk)).numpy()
+        yield decoded(quantizer, chunk)
         done += len(chunk)
         progress("decode", done, rows)
 
@@ -183,7 +198,7 @@ def sums_of(
             RateDistortionSums.of(
                 x[start : start + step],
                 codes[start : start + step],
-                _partial_sums(quantizer, torch.from_numpy(codes[start : start + step])),
+                _partial_sums(quantizer, codes[start : start + step]),
                 quantizer.codebook_sizes,
             )
             for start in range(0, len(x), step)
@@ -191,11 +206,11 @@ def sums_of(
     )
 
 
-def _partial_sums(quantizer: Quantizer, codes: torch.Tensor) -> NDArray[np.float32]:
+def _partial_sums(quantizer: Quantizer, codes: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return what the first 1, 2, … levels decode to, shape (N, depth, dim)."""
     partial_sums: Any = getattr(quantizer, "partial_sums", None)
     if partial_sums is not None:
-        return partial_sums(codes).numpy()
+        return partial_sums(_moved(codes, quantizer)).cpu().numpy()
     per_level = len(quantizer.codebook_sizes) // quantizer.depth
     ends = range(per_level, codes.shape[1] + 1, per_level)
-    return np.stack([quantizer.decode(codes[:, :end]).numpy() for end in ends], axis=1)
+    return np.stack([decoded(quantizer, codes[:, :end]) for end in ends], axis=1)

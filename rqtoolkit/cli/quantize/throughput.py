@@ -12,7 +12,7 @@ _PRODUCT_ELEMENTS = 2**22  # 16 MiB of float32
 _LEAST_ROWS = 256
 
 
-def gemm_rate(dim: int, codewords: int) -> float:
+def gemm_rate(dim: int, codewords: int, *, device: str = "cpu") -> float:
     """Measure how many vectors a second meet all codewords in a bare float32 matrix product.
 
     Takes a fifth of a second, with the threads that torch has at the moment. Of the libraries that
@@ -21,12 +21,20 @@ def gemm_rate(dim: int, codewords: int) -> float:
     Args:
         dim: Vector size.
         codewords: Number of codewords of that size.
+        device: Where.
     """
     rows = max(_LEAST_ROWS, _PRODUCT_ELEMENTS // codewords)
-    x, table = torch.ones(rows, dim), torch.ones(codewords, dim)
-    out = torch.empty(rows, codewords)
-    ways: list[Callable[[], object]] = [lambda: torch.mm(x, table.T, out=out)]
-    if torch.backends.mkldnn.is_available():  # which BLAS libraries may be slower than
+    x, table = torch.ones(rows, dim, device=device), torch.ones(codewords, dim, device=device)
+    out = torch.empty(rows, codewords, device=device)
+
+    def product() -> None:
+        torch.mm(x, table.T, out=out)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+
+    ways: list[Callable[[], object]] = [product]
+    # oneDNN, which BLAS libraries may be slower than
+    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
         ways.append(lambda: torch.ops.mkldnn._linear_pointwise(x, table, None, "none", [], ""))
     return rows / min(_fastest(ways))
 

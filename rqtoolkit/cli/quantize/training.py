@@ -101,7 +101,7 @@ def training_rows(
         seed: Fixes the draw.
 
     Raises:
-        DataError: If a value is NaN, infinite, or beyond float32.
+        DataError: If a value is NaN, infinite, or beyond ±1e15.
     """
     if min(vectors.rows, train_rows or vectors.rows) < codebook_size:
         raise DataError(
@@ -126,6 +126,7 @@ def fit_quantizer(
     method: str,
     options: Mapping[str, Any],
     seed: int,
+    device: str = "cpu",
     progress: Progress,
 ) -> Quantizer:
     """Return a new quantizer fitted on all rows of x, shape (N, dim).
@@ -137,6 +138,7 @@ def fit_quantizer(
         method: As for `check_options`.
         options: What that returned.
         seed: Fixes the result.
+        device: Where to compute.
         progress: Told of the fit.
 
     Raises:
@@ -145,13 +147,13 @@ def fit_quantizer(
     if method == "grouped" and "groups" not in options:
         raise ConfigError("--method grouped needs --groups: the parts to cut each vector into.")
     own = {name: value for name, value in options.items() if name in _CONSTRUCTOR[method]}
-    quantizer = _KINDS[method](x.shape[1], depth, codebook_size, **own)
+    quantizer = _KINDS[method](x.shape[1], depth, codebook_size, **own).to(device)
     rest = {name: value for name, value in options.items() if name not in own}
     return quantizer.fit(x, **rest, max_rows=len(x), seed=seed, progress=progress)
 
 
 def load_start(
-    path: Path, vectors: VectorTable, options: Mapping[str, Any]
+    path: Path, vectors: VectorTable, options: Mapping[str, Any], *, device: str = "cpu"
 ) -> tuple[Any, str, dict[str, Any]]:
     """Read a quantizer to go on from.
 
@@ -159,6 +161,7 @@ def load_start(
         path: Its file.
         vectors: What it will be fitted on.
         options: As for `check_options`.
+        device: Where to compute.
 
     Returns:
         The quantizer, its method, and the options that were given.
@@ -168,7 +171,7 @@ def load_start(
             that kind cannot go on.
         ShapeError: If the vectors have another dimension.
     """
-    quantizer = load_quantizer(path)
+    quantizer = load_quantizer(path, device=device)
     method = next(name for name, kind in _KINDS.items() if isinstance(quantizer, kind))
     for name in _SHAPE:
         if _is_given(options.get(name)):

@@ -69,8 +69,11 @@ def test_threads_hold_while_a_command_works(made, tmp_path, monkeypatch, run):
         lambda self, x, **kw: seen.append(torch.get_num_threads()) or encode(self, x, **kw),
     )
     before = torch.get_num_threads()
+    monkeypatch.setattr("os.cpu_count", lambda: before + 2)
     words = ["encode", made / "model.safetensors", made / "x.npy", "--out", tmp_path / "c.npy"]
     run(*words, "--threads", before + 2)
+    assert set(seen) == {before + 2}
+    run(*words, "--threads", before + 1000)  # which there are no cores for
     assert set(seen) == {before + 2}
     assert torch.get_num_threads() == before
 

@@ -146,7 +146,7 @@ BAD_CALLS = [
     (["export", MODEL, "--vectors", X, "--lists", "301"], "lists=301"),
     (["export", MODEL, "--vectors", "{tmp}/q5.npy"], "dimension 5"),
     (["export", MODEL, "--codes", "{tmp}/short.npy"], "got (300, 2)"),
-    (["export", MODEL, "--norms", "--metric", "ip"], "norms=True serves"),
+    (["export", MODEL, "--norms", "--metric", "ip"], "--norms serves"),
     (["export", "{tmp}/odd.safetensors"], "no power of two"),
     (["import", X], "no readable faiss index"),
     (["import", "{tmp}/none"], "is no file"),

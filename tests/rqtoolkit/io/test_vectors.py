@@ -172,8 +172,8 @@ BAD_FILES = {
     ),
     "object.npz": (lambda path: np.savez(path, a=np.array([[{}]])), DataError, "object"),
     "ragged.parquet": (lambda path: parquet(path, [[1.0, 2.0], [3.0]]), ShapeError, "1 in row 1"),
-    "null.parquet": (lambda path: parquet(path, [[1.0], None]), DataError, "nulls"),
-    "nulls.parquet": (lambda path: parquet(path, [[1.0, 2.0], [None, 2.0]]), DataError, "nulls"),
+    "null.parquet": (lambda path: parquet(path, [[1.0], None]), DataError, "in row 1"),
+    "nulls.parquet": (lambda path: parquet(path, [[1.0, 2.0], [3.0, None]]), DataError, "in row 1"),
     "flat.parquet": (lambda path: parquet(path, [1.0, 2.0]), ConfigError, "none among vectors"),
     "two.parquet": (
         lambda path: parquet(path, [[1.0]], other=[[1.0]]), ConfigError, "vectors, other",

@@ -38,6 +38,7 @@ def test_wrong_shapes(call):
         (lambda q: q.fit(np.zeros((7, 4))), "at least as many vectors; got 7"),
         (lambda q: q.fit(np.zeros((30, 4)), max_rows=5), "got 5"),
         (lambda q: q.fit(np.full((30, 4), np.inf)), "first in row 0"),
+        (lambda q: q.fit(np.full((30, 4), 1e-25)), "largest value of X is 1e-25"),
         (lambda q: q.fit(np.full((30, 4), 1e300)), "first in row 0"),
         (lambda q: q.fit(torch.full((30, 4), 1e19)), "scale them"),
         (lambda q: q.fit([[1.0] * 4]), "numpy array or torch tensor; got list"),
@@ -84,3 +85,9 @@ def test_the_row_named_is_the_user_s():
     x[700, 2] = np.nan
     with pytest.raises(DataError, match="first in row 700"):
         quantizer.fit(x, max_rows=990, seed=1)
+
+
+def test_no_target_beyond_the_bits_of_the_codes():
+    x = np.random.default_rng(0).normal(size=(30, 4))
+    with pytest.raises(ConfigError, match=r"target_bits=9\.5 exceeds.* 9 bits"):
+        fitted().fit(x, target_bits=9.5)

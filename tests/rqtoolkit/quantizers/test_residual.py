@@ -323,10 +323,16 @@ def test_damaged_artifacts_are_refused(tmp_path):
     path = tmp_path / "rq.safetensors"
     quantizer.save(path)
     arguments, tensors = read_artifact(path, class_name="ResidualQuantizer")
-    for broken in ({**arguments, "colour": 1}, {**arguments, "dim": 5}, {**arguments, "depth": 0}):
+    changes = ({"colour": 1}, {"dim": 5}, {"depth": 0}, {"depth": 10**9}, {"dim": 10**9})
+    for change in changes:
+        broken = {**arguments, **change}
         write_artifact(path, class_name="ResidualQuantizer", arguments=broken, tensors=tensors)
         with pytest.raises(ArtifactError, match=r"rq\.safetensors"):
             ResidualQuantizer.load(path)
+    next(iter(tensors.values())).view(-1)[0] = torch.nan
+    write_artifact(path, class_name="ResidualQuantizer", arguments=arguments, tensors=tensors)
+    with pytest.raises(ArtifactError, match="NaN or infinity"):
+        ResidualQuantizer.load(path)
 
 
 def test_trains_inside_an_autoencoder():
