@@ -1,5 +1,7 @@
 """Codes for items by given codebooks, and the error they leave, a few vectors at a time."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -72,7 +74,7 @@ def assign_codes(
     if taken is None:
         length = len(quantizer.codebook_sizes) + (collisions == "token")
         taken = np.empty((0, length), np.int64)
-    rows = _StandardRows(embeddings.in_memory(), standardization)
+    rows: Any = _StandardRows(embeddings.in_memory(), standardization)
     return place_new(quantizer, rows, ranks, taken, collisions, progress=progress)
 
 

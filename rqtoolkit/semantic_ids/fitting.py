@@ -98,7 +98,7 @@ def refit_quantizer(
     progress: Progress | None = None,
 ) -> tuple[Quantizer, Standardization]:
     """Go on training a copy of a quantizer, in the units it has; else as `fit_quantizer`."""
-    kind = type(quantizer)
+    kind: Any = type(quantizer)
     if "warm_start" not in inspect.signature(kind.fit).parameters:
         raise ConfigError(
             f"{where}: warm_start=True goes on from tables, which {kind.__name__} cannot. "
@@ -107,7 +107,7 @@ def refit_quantizer(
     _, trained = _split_settings(where, kind, settings or {})
     limit = trained.get("max_rows", _ROWS_PER_CODE["residual"] * max(quantizer.codebook_sizes))
     x = embeddings.take(_training_rows(ranks, check_count(where, "max_rows", limit), seed))
-    refitted = copy.deepcopy(quantizer)
+    refitted: Any = copy.deepcopy(quantizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         refitted.fit(

@@ -101,11 +101,12 @@ def load(
     if _CODEBOOKS in manifest["files"]:
         quantizer, standardization = _read_codebooks(path / _CODEBOOKS, device)
     length = len(manifest["codebook_sizes"])
-    item_ids, codes, added = _read_items(where, path / _IDS, manifest["items"], length)
+    item_ids, codes, added = _read_items(where, path / _IDS, manifest["items"], length, "added")
     retired_ids, retired_codes = item_ids[:0], codes[:0]
     if _RETIRED in manifest["files"]:
-        retired = _read_items(where, path / _RETIRED, manifest["retired"], length)
-        retired_ids, retired_codes = retired[0], retired[1]
+        retired_ids, retired_codes = _read_items(
+            where, path / _RETIRED, manifest["retired"], length
+        )
         item_ids = item_ids if len(item_ids) else retired_ids[:0]
     return cls(
         item_ids=item_ids,
@@ -128,7 +129,7 @@ def load(
 def _write(ids: "SemanticIDs", folder: Path) -> None:
     if ids.quantizer is not None and ids.standardization is not None:
         _write_codebooks(folder / _CODEBOOKS, ids.quantizer, ids.standardization)
-    _write_items(folder / _IDS, ids.item_ids, ids.codes, ids.codebook_sizes, ids.added)
+    _write_items(folder / _IDS, ids.item_ids, ids.codes, ids.codebook_sizes, added=ids.added)
     if len(ids.retired_ids):
         _write_items(folder / _RETIRED, ids.retired_ids, ids.retired_codes, ids.codebook_sizes)
     names = sorted(path.name for path in folder.iterdir())
@@ -180,25 +181,25 @@ def _write_items(
     item_ids: NDArray,
     codes: NDArray[np.int64],
     codebook_sizes: tuple[int, ...],
-    added: NDArray[np.int32] | None = None,
+    **others: NDArray,
 ) -> None:
     stored = codes.astype(smallest_dtype(codebook_sizes))
     columns = {"item_id": pa.array(item_ids)}
     columns |= {f"code_{level}": pa.array(stored[:, level]) for level in range(codes.shape[1])}
-    if added is not None:
-        columns["added"] = pa.array(added)
+    columns |= {name: pa.array(values) for name, values in others.items()}
     with atomic_path(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
 
 
 def _read_items(
-    where: str, path: Path, rows: int, length: int
-) -> tuple[NDArray, NDArray[np.int64], NDArray[np.int32]]:
+    where: str, path: Path, rows: int, length: int, *others: str
+) -> tuple[NDArray, ...]:
+    """Return item ids, codes (N, length) and the other columns asked for."""
     try:
         table = pq.read_table(path)
         columns = [table.column(f"code_{level}").to_numpy() for level in range(length)]
         item_ids = as_item_ids(where, table.column("item_id"))
-        added = table.column("added").to_numpy() if "added" in table.column_names else None
+        rest = [table.column(name).to_numpy() for name in others]
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ArtifactError(
             f"{where}: {path} is no table of item ids and codes; got {error}. Save it again."
@@ -208,7 +209,7 @@ def _read_items(
             f"{where}: {path} has to have {rows} rows as the manifest says; got {len(item_ids)}. "
             "Save it again."
         )
-    return item_ids, np.column_stack(columns).astype(np.int64), added
+    return item_ids, np.column_stack(columns).astype(np.int64), *rest
 
 
 def _read_manifest(where: str, folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rqtoolkit.functional.progress import Progress
 from rqtoolkit.functional.threads import limited_threads
 from rqtoolkit.io.tables import MappedTable
 from rqtoolkit.semantic_ids.assignment import assign_codes, raw_codes, squared_error
+from rqtoolkit.semantic_ids.building import of_codebooks
 from rqtoolkit.semantic_ids.fitting import fit_quantizer, refit_quantizer
 from rqtoolkit.semantic_ids.inputs import Embeddings
 from rqtoolkit.semantic_ids.items import RowIndex, as_item_ids, check_kind, id_ranks
@@ -155,7 +156,7 @@ def remove(self: "SemanticIDs", item_ids: Any) -> int:
     if unknown.any():
         raise DataError(
             f"{where}: item_ids have to be items; got {unknown.sum()} unknown, such as "
-            f"{ids[np.argmax(unknown)]!r}. Leave them out."
+            f"{ids[np.argmax(unknown)].item()!r}. Leave them out."
         )
     gone = np.unique(found[found >= 0])
     if not len(gone):
@@ -219,8 +220,9 @@ def refit(
         )
     ids = self.item_ids if ids is None else ids
     check_kind(where, ids, self.item_ids)
-    changes = {"codebook_size": codebook_size, "settings": settings}
-    fitted_with = (self.fitted_with or {}) | {k: v for k, v in changes.items() if v is not None}
+    changes: dict[str, Any] = {"codebook_size": codebook_size, "settings": settings}
+    fitted_with = dict(self.fitted_with or {})
+    fitted_with |= {name: value for name, value in changes.items() if value is not None}
     with limited_threads(threads):
         ranks = id_ranks(ids)
         if not warm_start:
@@ -245,7 +247,8 @@ def refit(
                 seed=fitted_with.get("seed", 0),
                 progress=progress,
             )
-        new = self.of_codebooks(
+        new = of_codebooks(
+            type(self),
             *new_books,
             vectors,
             ids,

@@ -68,7 +68,7 @@ def check_distinct(where: str, item_ids: NDArray) -> None:
     unique, counts = np.unique(item_ids, return_counts=True)
     if len(unique) < len(item_ids):
         raise DataError(
-            f"{where}: item_ids have to be distinct; got {unique[np.argmax(counts)]!r} "
+            f"{where}: item_ids have to be distinct; got {unique[np.argmax(counts)].item()!r} "
             f"{counts.max()} times, {len(item_ids) - len(unique)} rows too many in all. "
             "Keep one row an item."
         )
@@ -84,7 +84,7 @@ def check_kind(where: str, item_ids: NDArray, published: NDArray) -> None:
     if len(item_ids) and item_ids.dtype.kind != published.dtype.kind:
         raise DataError(
             f"{where}: item_ids have to be {kinds[published.dtype.kind]} as those of the items; "
-            f"got {kinds[item_ids.dtype.kind]}, such as {item_ids[0]!r}. Convert them."
+            f"got {kinds[item_ids.dtype.kind]}, such as {item_ids[0].item()!r}. Convert them."
         )
 
 
@@ -121,7 +121,7 @@ def check_codes(
         wrong |= table >= np.asarray(codebook_sizes)
     if wrong.any():
         row, level = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-        limit = "" if codebook_sizes is None else f" and below {codebook_sizes[level]}"
+        limit = "" if codebook_sizes is None else f" and below {codebook_sizes[int(level)]}"
         raise DataError(
             f"{where}: codes of level {level} have to be from 0{limit}; got {table[row, level]} "
             f"in row {row}. Take off the offsets of levels, if there are any."
@@ -180,6 +180,8 @@ def _plain_array(where: str, item_ids: Any) -> NDArray:
         raise DataError(f"{where}: item_ids has to be a list of ids; got {item_ids!r} alone.")
     if getattr(item_ids, "null_count", 0):
         raise DataError(f"{where}: item_ids hold {item_ids.null_count} nulls. Drop these rows.")
+    if hasattr(item_ids, "buffers"):  # a pyarrow array, which copies strings only when told
+        return np.asarray(item_ids.to_numpy(zero_copy_only=False))
     if hasattr(item_ids, "to_numpy"):
         return np.asarray(item_ids.to_numpy())
     if hasattr(item_ids, "__array__"):

@@ -39,7 +39,7 @@ def rows(
     if errors == "raise" and (found < 0).any():
         raise DataError(
             f"{where}: {(found < 0).sum()} of {len(found)} item_ids are not published, such as "
-            f"{wanted[np.argmin(found)]!r}. Add them, or pass errors='null'."
+            f"{wanted[np.argmin(found)].item()!r}. Add them, or pass errors='null'."
         )
     return found
 
@@ -98,7 +98,7 @@ def items_of(self: "SemanticIDs", codes: ArrayLike, *, all: bool = False) -> Any
     sizes = self.codebook_sizes
     if "codes" not in self.indexes:
         self.indexes["codes"] = RowIndex(code_keys(self.codes, sizes))
-    possible = ((flat >= 0) & (flat < np.array(sizes))).all(axis=1)
+    possible = np.all((flat >= 0) & (flat < np.array(sizes)), axis=1).astype(bool)
     keys = code_keys(np.where(possible[:, None], flat, 0), sizes)
     if all:
         found = self.indexes["codes"].find_all(keys)
