@@ -1,0 +1,1 @@
+"""Benchmarks of semantic IDs, one file for each question."""
