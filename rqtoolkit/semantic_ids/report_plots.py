@@ -64,7 +64,7 @@ def draw_usage(levels: tuple[LevelFigures, ...]) -> str:
         axes.set(xlabel="codes, the fullest first", ylabel="items of the code")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-        axes.legend(loc="upper right")
+        _legend(axes)
 
     return _svg(plot)
 
@@ -84,7 +84,7 @@ def draw_buckets(prefixes: tuple[PrefixFigures, ...]) -> str:
         axes.set_xticks(range(len(ranges)), [_range(*one) for one in ranges], rotation=35)
         axes.set(xlabel="items that share the codes", ylabel="share of items")
         _percent(axes)
-        axes.legend(loc="upper right")
+        _legend(axes)
 
     return _svg(plot)
 
@@ -109,7 +109,7 @@ def draw_cohesion(embeddings: EmbeddingFigures) -> str:
             axes.axhline(
                 embeddings.random_cosine, color=_color(1), linestyle="--", label="items at random"
             )
-            axes.legend(loc="lower right")
+            _legend(axes)
         axes.set(xlabel="items that share their", ylabel="mean cosine")
 
     return _svg(plot)
@@ -129,7 +129,7 @@ def draw_purity(groups: GroupFigures) -> str:
         axes.set(xlabel="items that share their", ylabel="share in the commonest group")
         axes.set_ylim(0, 1)
         _percent(axes)
-        axes.legend(loc="upper left")
+        _legend(axes)
 
     return _svg(plot)
 
@@ -174,6 +174,11 @@ def _bars(axes: Axes, values: Sequence[float], names: Sequence[str]) -> None:
     axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=2)
     axes.set_xticks(range(len(values)), names)
     axes.margins(y=0.15)
+
+
+def _legend(axes: Axes) -> None:
+    """Name the series above the plot, where they hide nothing."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(_SERIES), columnspacing=1.2)
 
 
 def _percent(axes: Axes) -> None:
