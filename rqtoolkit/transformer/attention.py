@@ -1,5 +1,7 @@
 """Causal self-attention and the preallocated cache that makes one step cost one position."""
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +62,21 @@ class KeyValueCache:
     def reset(self) -> None:
         """Forget all positions; the buffers and the modulation stay."""
         self.length = 0
+
+    def take(self, rows: Tensor) -> Self:
+        """Return a cache of its own for some rows, as often as they are named, as beams need it.
+
+        Args:
+            rows: Row numbers, shape (B',), int64.
+        """
+        other = type(self)(self.capacity)
+        other.length = self.length
+        if self._buffers is not None:
+            keys, values = self._buffers
+            other._buffers = keys[rows], values[rows]
+        if self.modulation is not None:
+            other.modulation = tuple(part[rows] for part in self.modulation)
+        return other
 
 
 class CausalSelfAttention(nn.Module):

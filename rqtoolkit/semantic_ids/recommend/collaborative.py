@@ -9,11 +9,12 @@ from scipy.sparse.linalg import svds
 
 from rqtoolkit.semantic_ids.recommend.sequences import Sequences
 
-__all__ = ["code_means", "company_vectors"]
+__all__ = ["code_means", "company_vectors", "start_vectors"]
 
 _SMOOTHING = 3.0  # interactions that every item is credited with: rare pairs say little
 _SHRINKAGE = 2.0  # items of value 0 that every mean over a code is taken with
 _SWEEPS = 5
+_SPREAD = 0.05  # of item vectors that training starts from
 
 
 def company_vectors(
@@ -101,3 +102,33 @@ def code_means(
             table[:] = (member @ left) / (member.sum(1)[:, None] + _SHRINKAGE)
             left -= table[column]
     return tables
+
+
+def start_vectors(
+    sequences: Sequences,
+    known: NDArray[np.int64],
+    known_codes: NDArray[np.int64],
+    codebook_sizes: Sequence[int],
+    dim: int,
+) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+    """Return what a `SequenceModel` starts from: items that keep company have like vectors.
+
+    Args:
+        sequences: What users did.
+        known: Row of each item's codes in known_codes, shape (items,); -1 where never met.
+        known_codes: Distinct codes, shape (M, length).
+        codebook_sizes: Entries of each level.
+        dim: Width of the model.
+
+    Returns:
+        A table (K, dim) for each level, what codes explain of the company that items keep; and
+        the rest, shape (M, dim).
+    """
+    met = np.flatnonzero(known >= 0)
+    vectors = np.zeros((len(known_codes), dim), np.float32)
+    np.add.at(vectors, known[met], company_vectors(sequences, dim)[met])
+    vectors *= _SPREAD / np.bincount(known[met], minlength=len(known_codes))[:, None]
+    tables = code_means(vectors, known_codes, codebook_sizes)
+    for table, column in zip(tables, known_codes.T, strict=True):
+        vectors -= table[column]
+    return tables, vectors

@@ -1,19 +1,21 @@
-"""Exact log-probabilities of all semantic IDs: the depth transformer over the tree of prefixes."""
+"""Log-probabilities of semantic IDs: the depth transformer over the tree of prefixes, or beams."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rqtoolkit.semantic_ids.decoding.beam_search import beam_search
 from rqtoolkit.semantic_ids.decoding.prefix_table import PrefixTable
 from rqtoolkit.transformer.attention import KeyValueCache
 from rqtoolkit.transformer.model import RQTransformer
 from rqtoolkit.transformer.passes import classify
 
-__all__ = ["PrefixTree", "leaf_log_probabilities"]
+__all__ = ["CodeSteps", "PrefixTree", "beam_log_probabilities", "leaf_log_probabilities"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,7 @@ class PrefixTree:
         starts = table.level_starts
         below = np.zeros(starts[-1], np.int64)
         below[starts[-2] :] = 1
-        for start, end in reversed(list(zip(starts[1:-1], starts[2:], strict=True))):
+        for start, end in reversed(list(pairwise(starts[1:]))):
             np.add.at(below, table.parents[start:end], below[start:end])
         place = np.full(starts[-1], -1)
         self.levels: list[_Level] = []
@@ -82,10 +84,11 @@ class PrefixTree:
 
 
 def leaf_log_probabilities(model: RQTransformer, contexts: Tensor, tree: PrefixTree) -> Tensor:
-    """Return log p of every semantic ID of a tree, exactly: each level normalised over its prefixes.
+    """Return log p of every semantic ID of a tree, exactly.
 
-    A node of the tree costs one token of the depth transformer, which reads the keys and values of
-    the prefix it extends; all users share the tree.
+    Each level is normalised over the codes that continue a prefix. A node of the tree costs one
+    token of the depth transformer, which reads the keys and values of the prefix it extends; all
+    users share the tree.
 
     Args:
         model: Unconditional model in eval mode.
@@ -109,7 +112,7 @@ def leaf_log_probabilities(model: RQTransformer, contexts: Tensor, tree: PrefixT
             inputs = contexts.unsqueeze(1)
         else:
             inputs = model.embedding.depth_inputs(level.prefixes)[:, -1:].repeat(batch, 1, 1)
-            caches = take_caches(caches, (users * before + level.above).flatten())
+            caches = _take_caches(caches, (users * before + level.above).flatten())
         hidden = model.depth_transformer(inputs + model.embedding.levels[depth], caches)
         logits = classify(model, model.classifier_norm(hidden[:, 0]), depth)
         chosen = logits.view(batch, count, -1)[:, level.groups, level.codes].float()
@@ -118,7 +121,7 @@ def leaf_log_probabilities(model: RQTransformer, contexts: Tensor, tree: PrefixT
     return log_p
 
 
-def take_caches(caches: list[KeyValueCache], rows: Tensor) -> list[KeyValueCache]:
+def _take_caches(caches: list[KeyValueCache], rows: Tensor) -> list[KeyValueCache]:
     """Return the caches of some rows, as often as they are named: what beams go on with."""
     return [cache.take(rows) for cache in caches]
 
@@ -131,3 +134,64 @@ def _log_softmax_in_groups(logits: Tensor, groups: Tensor, count: int) -> Tensor
     shifted = logits - largest[:, groups]
     sums = logits.new_zeros(shape).index_add_(1, groups, shifted.exp())
     return shifted - sums.log()[:, groups]
+
+
+class CodeSteps:
+    """The model as a `Step` of `beam_search`: log p of the next code among those that exist.
+
+    Args:
+        model: Unconditional model in eval mode.
+        contexts: Outputs of the body, shape (B, dim).
+        table: Semantic IDs that can be, over which probabilities are normalised. The search may
+            go over a subset of it: that changes what is found, not what it scores.
+    """
+
+    def __init__(self, model: RQTransformer, contexts: Tensor, table: PrefixTable) -> None:
+        self.model, self.contexts, self.table = model, contexts, table
+        self.caches = model.depth_transformer.make_caches(model.depth)
+        self.width = 1
+
+    def __call__(self, prefixes: Tensor, origins: Tensor) -> Tensor:
+        """Return log-probabilities (B * P, K) after prefixes (B, P, level)."""
+        model = self.model
+        batch, width, level = prefixes.shape
+        inputs = self.contexts.unsqueeze(1)
+        if level:
+            users = torch.arange(batch, device=origins.device).unsqueeze(1)
+            self.caches = _take_caches(self.caches, (users * self.width + origins).flatten())
+            inputs = model.embedding.depth_inputs(prefixes.flatten(0, 1))[:, -1:]
+        self.width = width
+        hidden = model.depth_transformer(inputs + model.embedding.levels[level], self.caches)
+        logits = classify(model, model.classifier_norm(hidden[:, 0]), level).float()
+        exists = self.table.mask(self.table.find(prefixes), level=level).view(logits.shape)
+        return logits.masked_fill(~exists, torch.finfo(logits.dtype).min).log_softmax(-1)
+
+
+def beam_log_probabilities(
+    model: RQTransformer,
+    contexts: Tensor,
+    table: PrefixTable,
+    *,
+    beams: int,
+    within: PrefixTable | None = None,
+) -> Tensor:
+    """Return log p of the semantic IDs that a beam search finds, -inf for the others.
+
+    Args:
+        model: Unconditional model in eval mode.
+        contexts: Outputs of the body, shape (B, dim).
+        table: Semantic IDs that can be.
+        beams: Prefixes kept for each user.
+        within: The subset of the table to search in; None is all of it.
+
+    Returns:
+        Shape (B, leaves of table), float32.
+    """
+    table = table.to(contexts.device)
+    within = table if within is None else within.to(contexts.device)
+    found = beam_search(CodeSteps(model, contexts, table), within, len(contexts), beams=beams)
+    states = table.find(found.codes.clamp_min(0))
+    leaves = (states - table.level_starts[-2]).clamp_min(0)
+    log_p = contexts.new_full((len(contexts), len(table)), -torch.inf, dtype=torch.float32)
+    # Past the last one found, scores are -inf and change nothing.
+    return log_p.scatter_reduce_(1, leaves, found.scores.float(), "amax")

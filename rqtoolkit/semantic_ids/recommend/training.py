@@ -260,9 +260,7 @@ class _Averaged:
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups: matrices that decay, and everything else."""
-    decaying = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)
-    }
+    decaying = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     decayed = [value for value in model.parameters() if id(value) in decaying]
     others = [value for value in model.parameters() if id(value) not in decaying]
     return [
