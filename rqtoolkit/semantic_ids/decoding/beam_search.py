@@ -82,14 +82,21 @@ def beam_search(
         )
     states = table.start(batch).reshape(batch, 1)
     scores, origins = _zeros(states), states
+    undefined = []
     for level, (start, end) in enumerate(pairwise(table.level_starts[1:])):
         if start == end:  # an empty table: not even the root is a result
             states, scores = states[:, :0], scores[:, :0]
             break
         added = step(table.prefixes(states, level).clip(min=0), origins)
         added = _check_scores(table, added, states, level)
-        scores, states, origins = _extend(
-            table, scores, states, added, level, min(beams, end - start)
+        width = min(beams, end - start)
+        scores, states, origins, nan = _extend(table, scores, states, added, level, width)
+        undefined.append(nan)
+    # Asked once, as an accelerator has to be waited for.
+    if levels := [level for level, nan in enumerate(undefined) if nan]:
+        raise DataError(
+            f"beam_search: step returned NaN at level {levels[0]} for a code that may follow. "
+            "Check the model's output; -inf says that a code is impossible."
         )
     states = _resize(states, count, -1)
     return Beams(
@@ -101,8 +108,8 @@ def beam_search(
 
 def _extend(
     table: PrefixTable, scores: Array, states: Array, added: Array, level: int, width: int
-) -> tuple[Array, Array, Array]:
-    """Return scores, states and origins (B, width) of the best continuations."""
+) -> tuple[Array, Array, Array, Any]:
+    """Return scores, states and origins (B, width) of the best continuations, and if one is NaN."""
     if table.on_cpu:
         added, offsets, node_codes = (
             np.asarray(array) for array in (added, table.offsets, table.node_codes)
@@ -120,12 +127,7 @@ def _extend(
     else:
         mask = table.mask(states, level=level)
         *kept, undefined = tensor_walk.extend_beams(scores, states, added, mask, *table.keys, width)
-    if undefined:
-        raise DataError(
-            f"beam_search: step returned NaN at level {level} for a code that may follow. Check "
-            "the model's output; -inf says that a code is impossible."
-        )
-    return kept[0], kept[1], kept[2]
+    return kept[0], kept[1], kept[2], undefined
 
 
 def _check_scores(table: PrefixTable, added: Any, states: Array, level: int) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
@@ -221,9 +222,9 @@ class PrefixTable:
 
     def find(self, prefixes: Array) -> Array:
         """Return the states (...) of prefixes (..., l), l from 0 to length; -1 for unknown ones."""
-        prefixes = self._own(prefixes)
+        prefixes = self._integers(prefixes)
         shape = prefixes.shape[:-1]
-        states = self.start(int(np.prod(shape))).reshape(shape)
+        states = self.start(math.prod(shape)).reshape(shape)
         for level in range(prefixes.shape[-1]):
             states = self.step(states, prefixes[..., level])
         return states
@@ -233,7 +234,7 @@ class PrefixTable:
 
         A deeper state gives its last `level` codes.
         """
-        states = self._own(states)
+        states = self._integers(states)
         library = self._library
         columns = []
         for _ in range(level):
@@ -270,7 +271,7 @@ class PrefixTable:
 
     def rows(self, states: Array) -> Array:
         """Return the row (...) at each leaf, the first of equal ones; -1 for other states."""
-        states = self._own(states)
+        states = self._integers(states)
         leaves = states - self.level_starts[-2]
         if not len(self):
             return states.clip(max=-1)
@@ -334,12 +335,20 @@ class PrefixTable:
             return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
         return torch.as_tensor(array, device=self.device)
 
+    def _integers(self, array: Any) -> Array:
+        """Return integers of the kind that this table holds, int64."""
+        array = self._own(array)
+        whole = not array.is_floating_point() if self.device else array.dtype.kind in "iub"
+        if not whole and math.prod(array.shape):  # empty lists are floats
+            raise DataError(
+                f"PrefixTable: states and codes have to be integers; got dtype {array.dtype}."
+            )
+        return array.astype(np.int64, copy=False) if self.device is None else array.long()
+
     def _flat(self, array: Any) -> tuple[Array, tuple[int, ...]]:
         """Return integers as (B,) int64, and their shape."""
-        array = self._own(array)
-        flat = array.reshape(-1)
-        flat = flat.astype(np.int64, copy=False) if self.device is None else flat.long()
-        return flat, tuple(array.shape)
+        array = self._integers(array)
+        return array.reshape(-1), tuple(array.shape)
 
     def _check_states(self, flat: Array) -> None:
         if len(flat) and int(flat.max()) >= self.level_starts[-1]:

@@ -197,6 +197,13 @@ class TestRefusals:
         with pytest.raises(ShapeError, match="shape of states"):
             table.step(np.array([0]), np.array([0, 1]))
 
+    def test_states_that_are_no_integers(self, make_table):
+        table = make_table(CODES, (4, 3))
+        with pytest.raises(DataError, match="integers"):
+            table.step(table.start(1) * 1.0, table.start(1))
+        short = table.find(table._own(np.array(CODES, np.uint8)))
+        assert table.rows(short).tolist() == [0, 1, 2, 1]
+
     def test_rows_of_a_subset(self):
         table = PrefixTable([[0, 1], [1, 1]], (2, 2))
         with pytest.raises(DataError, match=r"\[0, 2\)"):
