@@ -16,6 +16,7 @@ from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.arguments import check_count, check_sizes
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.quantizers.base import Quantizer
+from rqtoolkit.semantic_ids.balance import balanced_fit
 from rqtoolkit.semantic_ids.inputs import Embeddings
 from rqtoolkit.semantic_ids.standardize import Standardization
 
@@ -77,12 +78,7 @@ def fit_quantizer(
     with torch.random.fork_rng(devices=[]):  # the seed is the only source of chance
         torch.manual_seed(seed)
         quantizer = kind(x.shape[1], depth, list(sizes), **made)
-        if balance is None:
-            quantizer.fit(x, seed=seed, progress=progress, **trained)
-        else:
-            from rqtoolkit.semantic_ids.balance import balanced_fit
-
-            balanced_fit(quantizer, x, balance, seed=seed, progress=progress, **trained)
+        _train(quantizer, x, balance, seed=seed, progress=progress, **trained)
     return quantizer.eval(), standardization
 
 
@@ -93,6 +89,7 @@ def refit_quantizer(
     quantizer: Quantizer,
     standardization: Standardization,
     *,
+    balance: float | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -110,10 +107,16 @@ def refit_quantizer(
     refitted: Any = copy.deepcopy(quantizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        refitted.fit(
-            standardization.apply(x), warm_start=True, seed=seed, progress=progress, **trained
-        )
+        x = standardization.apply(x)
+        _train(refitted, x, balance, warm_start=True, seed=seed, progress=progress, **trained)
     return refitted.eval(), standardization
+
+
+def _train(quantizer: Any, x: NDArray[np.float32], balance: float | None, **settings: Any) -> None:
+    if balance is None:
+        quantizer.fit(x, **settings)
+    else:
+        balanced_fit(quantizer, x, balance, **settings)
 
 
 def _import(path: str) -> Any:

@@ -33,6 +33,20 @@ _MANIFEST, _CODEBOOKS = "manifest.json", "codebooks.safetensors"
 _IDS, _RETIRED = "ids.parquet", "retired.parquet"
 _OWN = (_MANIFEST, _CODEBOOKS, _IDS, _RETIRED)
 _CLASS = "SemanticIDs"
+_ENTRIES = (
+    "version",
+    "history",
+    "items",
+    "retired",
+    "depth",
+    "codebook_sizes",
+    "collisions",
+    "dim",
+    "encoder",
+    "mse",
+    "fitted_with",
+    "files",
+)
 
 
 def save(self: "SemanticIDs", folder: str | Path) -> None:
@@ -91,7 +105,8 @@ def load(
             since; or if the IDs were made for another encoder or dim.
     """
     path = Path(folder)
-    _recover(path)
+    if not path.exists() and _previous(path).is_dir():
+        path = _previous(path)  # replacing it was interrupted, or is under way
     where = "SemanticIDs.load"
     manifest = _read_manifest(where, path)
     _check_expected(where, path, manifest, encoder=encoder, dim=dim)
@@ -230,6 +245,9 @@ def _read_manifest(where: str, folder: Path) -> dict[str, Any]:
             f"{where}: {path} has format_version={manifest.get('format_version')!r}; this "
             f"rqtoolkit reads {_FORMAT_VERSION}. Update rqtoolkit."
         )
+    lacking = [name for name in _ENTRIES if name not in manifest]
+    if lacking:
+        raise ArtifactError(f"{where}: {path} lacks {', '.join(lacking)}. Save it again.")
     return manifest
 
 

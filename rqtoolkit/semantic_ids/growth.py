@@ -243,6 +243,7 @@ def refit(
                 vectors,
                 ranks,
                 *books,
+                balance=fitted_with.get("balance"),
                 settings=fitted_with.get("settings"),
                 seed=fitted_with.get("seed", 0),
                 progress=progress,

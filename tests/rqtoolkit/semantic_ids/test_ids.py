@@ -152,6 +152,7 @@ def test_all_kinds_of_embeddings_give_the_same(tmp_path):
         (points(), {"collisions": "sinkhorn"}, ConfigError, "match, token, allow"),
         (points(), {"depth": 0}, ConfigError, "depth=0"),
         (points(), {"codebook_size": (8, 8)}, ConfigError, "one size per level"),
+        (points(), {"balance": 0.5}, ConfigError, "at least 1"),
         (points(), {"settings": {"round": 3}}, ConfigError, "Did you mean 'rounds'"),
         (points(), {"settings": {"colour": 3}}, ConfigError, "Known: "),
         (points(), {"depth": 1}, (ConfigError, DataError), "larger codebook_size or depth"),

@@ -120,7 +120,7 @@ def test_codes_are_checked():
     assert check_codes("test", np.array([[0, 1]], np.uint8), (2, 2)).dtype == np.int64
     with pytest.raises(ShapeError, match="transposed"):
         check_codes("test", np.zeros((2, 30), int), (4,) * 3)
-    with pytest.raises(DataError, match="level 1 .* below 4; got 260 in row 0"):
+    with pytest.raises(DataError, match=r"level 1 .* below 4; got 260 in row 0"):
         check_codes("test", [[3, 260]], (4, 4))
     with pytest.raises(DataError, match="from 0; got -1"):
         check_codes("test", [[0, -1]])
