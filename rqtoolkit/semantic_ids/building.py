@@ -1,5 +1,6 @@
 """Make semantic IDs: with codebooks learnt here, with given ones, or of codes made elsewhere."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
+from rqtoolkit.functional.arguments import check_count, check_sizes
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.functional.threads import limited_threads
 from rqtoolkit.quantizers.base import Quantizer
@@ -91,14 +93,15 @@ def fit(
         where, embeddings, item_ids, column=column, id_column=id_column
     )
     ids = np.arange(len(vectors)) if found is None else found
+    sizes = check_sizes(where, codebook_size, check_count(where, "depth", depth))
     fitted_with: dict[str, Any] = {
         "method": method,
-        "depth": depth,
-        "codebook_size": codebook_size if isinstance(codebook_size, int) else [*codebook_size],
-        "balance": balance,
-        "scale_columns": scale_columns,
-        "settings": dict(settings or {}),
-        "seed": seed,
+        "depth": len(sizes),
+        "codebook_size": list(sizes) if isinstance(codebook_size, Sequence) else sizes[0],
+        "balance": None if balance is None else float(balance),
+        "scale_columns": bool(scale_columns),
+        "settings": _plain(where, settings or {}),
+        "seed": int(seed),
     }
     with limited_threads(threads):
         quantizer, standardization = fit_quantizer(
@@ -282,6 +285,17 @@ def _first(
         fitted_with=fitted_with,
         mse=mse,
     )
+
+
+def _plain(where: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON gives them back, for the manifest."""
+    try:
+        return json.loads(json.dumps(dict(settings), default=lambda number: number.item()))
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{where}: settings={dict(settings)!r} have to be numbers, strings, lists or None, "
+            "which a manifest can hold. Convert them."
+        ) from error
 
 
 def _check_collisions(where: str, collisions: str) -> None:

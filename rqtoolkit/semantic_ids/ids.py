@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rqtoolkit.errors import ConfigError
+from rqtoolkit.errors import ConfigError, DataError
 from rqtoolkit.functional.threads import limited_threads
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.semantic_ids import building, folder, growth
@@ -109,7 +109,10 @@ class SemanticIDs:
         return iter(self.item_ids)
 
     def __contains__(self, item_id: Any) -> bool:
-        return bool(self.rows([item_id])[0] >= 0)
+        try:
+            return bool(self.rows([item_id])[0] >= 0)
+        except DataError:  # of a kind that no item has
+            return False
 
     def __getitem__(self, item_id: Any) -> NDArray[np.int64]:
         """Return the codes of one item, shape (length,).
@@ -194,16 +197,26 @@ class SemanticIDs:
             DataError: If a code is no integer or out of range.
         """
         books = self.codebooks("SemanticIDs.decode")
-        table = np.asarray(codes)
+        table = np.array(codes)  # torch minds arrays that cannot be written to
         if table.ndim and table.shape[-1] == self.length:
             table = table[..., : self.depth]
         return decode_codes(*books, table)
 
-    def report(self, embeddings: Any = None, groups: Any = None, against: Any = None) -> "Report":
+    def report(
+        self,
+        embeddings: Any = None,
+        *,
+        groups: Any = None,
+        against: "SemanticIDs | None" = None,
+        column: str | None = None,
+        id_column: str | None = None,
+        seed: int = 0,
+    ) -> "Report":
         """Measure the codes; see `semantic_ids.report.make_report`."""
         from rqtoolkit.semantic_ids.report import make_report
 
-        return make_report(self, embeddings, groups=groups, against=against)
+        columns = {"column": column, "id_column": id_column}
+        return make_report(self, embeddings, groups=groups, against=against, **columns, seed=seed)
 
     def prefix_table(self, item_ids: Any = None) -> "PrefixTable":
         """Return a table of all prefixes for constrained decoding; its rows are rows of `codes`.

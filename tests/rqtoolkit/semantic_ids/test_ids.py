@@ -154,6 +154,7 @@ def test_all_kinds_of_embeddings_give_the_same(tmp_path):
         (points(), {"codebook_size": (8, 8)}, ConfigError, "one size per level"),
         (points(), {"balance": 0.5}, ConfigError, "at least 1"),
         (points(), {"settings": {"round": 3}}, ConfigError, "Did you mean 'rounds'"),
+        (points(), {"settings": {"rounds": print}}, ConfigError, "manifest"),
         (points(), {"settings": {"colour": 3}}, ConfigError, "Known: "),
         (points(), {"depth": 1}, (ConfigError, DataError), "larger codebook_size or depth"),
     ],
@@ -203,6 +204,7 @@ def test_lookups_both_ways(fitted):
     np.testing.assert_array_equal(fitted["item 5"], fitted.codes[5])
     assert "item 5" in fitted
     assert "item 500" not in fitted
+    assert 5 not in fitted
     assert list(fitted)[:2] == ["item 0", "item 1"]
     null = fitted.lookup(["item 5", "other"], errors="null")
     assert null[1].tolist() == [-1, -1, -1]
@@ -266,6 +268,42 @@ def test_encode_and_decode(fitted):
         fitted.encode(np.zeros((2, 7)))
     with pytest.raises(DataError, match="in row 1"):
         fitted.encode(np.where(np.arange(2)[:, None] == 1, np.inf, x[:2]))
+
+
+def test_numbers_of_numpy_are_as_good_as_plain_ones(tmp_path):
+    settings = QUICK | {"rounds": np.int64(1)}
+    ids = fit(
+        points(),
+        codebook_size=np.int64(8),
+        depth=np.int32(3),
+        seed=np.int64(0),
+        **{"settings": settings},
+    )
+    assert ids.version == fit(points()).version
+    ids.save(tmp_path / "ids")
+    assert SemanticIDs.load(tmp_path / "ids").fitted_with == ids.fitted_with
+
+
+def test_tables_tokens_features_and_figures(fitted):
+    table = fitted.prefix_table()
+    states = table.start(2)
+    for level in range(3):
+        states = table.step(states, fitted.codes[[3, 9], level])
+    assert table.rows(states).tolist() == [3, 9]
+    some = fitted.prefix_table(["item 9"])
+    assert len(some) == 1
+    with pytest.raises(DataError, match="'other'"):
+        fitted.prefix_table(["other"])
+    first = fitted.codes[0]
+    assert fitted.tokens()[0].count("<") == 3
+    assert fitted.tokens("({level}:{code})")[0].endswith(f":{first[2]})")
+    ngrams = fitted.prefix_ngrams()
+    assert ngrams[0].tolist() == [
+        first[0],
+        first[0] * 8 + first[1],
+        (first[0] * 8 + first[1]) * 8 + first[2],
+    ]
+    assert fitted.report(points()).items == 120
 
 
 @pytest.mark.slow  # trains networks
