@@ -110,22 +110,21 @@ class Quantizer(nn.Module, ABC):
                 holds another kind of quantizer.
         """
         arguments, tensors = read_artifact(path, class_name=cls.__name__, device=device)
-        _check_contents(path, arguments, tensors)
-        return cls.from_parts(path, arguments, tensors, device)
+        return cls.from_stored(path, arguments, tensors, device)
 
-    def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return constructor arguments, all of JSON's types, and tensors by name, as files do."""
         return self._settings(), self._stored()
 
     @classmethod
-    def from_parts(
+    def from_stored(
         cls,
         path: str | Path,
         arguments: Mapping[str, Any],
         tensors: Mapping[str, Tensor],
         device: str | torch.device = "cpu",
     ) -> Self:
-        """Make a quantizer of what `parts` returned, in eval mode.
+        """Make a quantizer of what `stored` returned, in eval mode.
 
         Args:
             path: File they were read from, for messages.
@@ -136,6 +135,7 @@ class Quantizer(nn.Module, ABC):
         Raises:
             ArtifactError: If the arguments make no quantizer, or the tensors do not fit it.
         """
+        _check_contents(path, arguments, tensors)
         with constructing(path), torch.random.fork_rng(devices=[]):
             quantizer = cls(**arguments).to(device)
         quantizer._adopt(path, tensors)

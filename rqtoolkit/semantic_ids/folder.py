@@ -173,7 +173,7 @@ def _write(ids: "SemanticIDs", folder: Path) -> None:
 
 
 def _write_codebooks(path: Path, quantizer: Quantizer, standardization: Standardization) -> None:
-    arguments, tensors = quantizer.parts()
+    arguments, tensors = quantizer.stored()
     stored = {f"quantizer.{name}": tensor for name, tensor in tensors.items()}
     stored["center"] = torch.from_numpy(standardization.center)
     stored["scale"] = torch.from_numpy(standardization.scale)
@@ -186,7 +186,7 @@ def _read_codebooks(path: Path, device: str | torch.device) -> tuple[Quantizer, 
     kind = quantizer_kind(path, header["class"])
     own = {name: t for name, t in tensors.items() if name.startswith("quantizer.")}
     stored = {name.removeprefix("quantizer."): tensor for name, tensor in own.items()}
-    quantizer = kind.from_parts(path, header["arguments"], stored, device)
+    quantizer = kind.from_stored(path, header["arguments"], stored, device)
     center, scale = (tensors[name].cpu().numpy() for name in ("center", "scale"))
     return quantizer, Standardization(center, scale)
 

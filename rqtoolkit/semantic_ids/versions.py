@@ -19,7 +19,7 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/rqtoolkit#
 def fingerprint(quantizer: Quantizer, standardization: Standardization) -> bytes:
     """Return a digest of all that decides how vectors are encoded and decoded."""
     digest = hashlib.sha256()
-    arguments, tensors = quantizer.parts()
+    arguments, tensors = quantizer.stored()
     digest.update(f"{type(quantizer).__name__} {sorted(arguments.items())}".encode())
     for name in sorted(tensors):
         flat = tensors[name].detach().cpu().reshape(-1)
