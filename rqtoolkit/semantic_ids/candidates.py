@@ -22,7 +22,14 @@ from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.grouped import GroupedResidualQuantizer
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 
-__all__ = ["last_level_costs", "prefix_candidates"]
+__all__ = ["additive_tables", "last_level_costs", "prefix_candidates"]
+
+
+def additive_tables(quantizer: Quantizer) -> list[Tensor] | None:
+    """Codewords (K, dim) of each code whose sum a vector decodes to; None where it is no sum."""
+    if isinstance(quantizer, ResidualQuantizer | GroupedResidualQuantizer):
+        return quantizer._codewords()
+    return None
 
 
 @torch.no_grad()
@@ -40,7 +47,7 @@ def last_level_costs(
     Returns:
         Squared errors summed over dim, shape (N, codebook size of the last level), float32.
     """
-    tables = _additive_tables(quantizer)
+    tables = additive_tables(quantizer)
     if not tables:
         return _decoded_errors(quantizer, x, prefixes[:, None])[:, 0]
     costs = x.new_empty(len(x), len(tables[-1]))
@@ -92,13 +99,6 @@ def prefix_candidates(
     return prefixes, costs
 
 
-def _additive_tables(quantizer: Quantizer) -> list[Tensor] | None:
-    """Codewords (K, dim) of each code whose sum a vector decodes to; None where it is no sum."""
-    if isinstance(quantizer, ResidualQuantizer | GroupedResidualQuantizer):
-        return quantizer._codewords()
-    return None
-
-
 def _penalties(quantizer: Quantizer) -> list[Tensor] | None:
     """What encoding adds to the squared error for each code, (K,) a level, if anything."""
     own = getattr(quantizer, "penalties", None)
@@ -112,7 +112,7 @@ def _beam(
 ) -> Tensor:
     """Prefixes (N, count, depth - 1) of least error, as a beam of that width finds them."""
     levels = len(quantizer.codebook_sizes) - 1
-    tables = _additive_tables(quantizer)
+    tables = additive_tables(quantizer)
     if tables and levels:
         shorter = None if penalties is None else penalties[:-1]
         return encode_prefixes(x, tables[:-1], beam=count, penalties=shorter)
