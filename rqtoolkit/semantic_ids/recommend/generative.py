@@ -17,6 +17,7 @@ from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, wr
 from rqtoolkit.semantic_ids.ids import SemanticIDs
 from rqtoolkit.semantic_ids.recommend.catalogue import Catalogue, codes_of
 from rqtoolkit.semantic_ids.recommend.collaborative import start_vectors
+from rqtoolkit.semantic_ids.recommend.lists import best_items, chosen_items, split_users
 from rqtoolkit.semantic_ids.recommend.ranking import (
     beam_log_probabilities,
     leaf_log_probabilities,
@@ -224,7 +225,9 @@ class GenerativeRecommender:
             DataError: If an item has no semantic ID.
         """
         catalogue = self._catalogue_of(f"{_CLASS}.scores", histories)
-        parts = [self._scores(part, catalogue, None, None) for part in _split_users(histories)]
+        parts = [
+            self._scores(part, catalogue, None, None) for part in split_users(histories, _USERS)
+        ]
         empty = np.empty((0, len(histories.item_ids)), np.float32)
         return np.concatenate([empty, *parts])
 
@@ -261,14 +264,14 @@ class GenerativeRecommender:
         if beams is not None and check_count(where, "beams", beams) < k:
             raise ConfigError(f"{where}: beams={beams} must be at least k={k}.")
         catalogue = self._catalogue_of(where, histories)
-        allowed = None if items is None else _rows_of(where, items, catalogue.item_ids)
+        allowed = None if items is None else chosen_items(where, items, catalogue.item_ids)
         lists = [np.empty((0, k), np.int64)]
-        for part in _split_users(histories):
+        for part in split_users(histories, _USERS):
             scores = self._scores(part, catalogue, beams, allowed)
             if mask_seen:
                 users = np.repeat(np.arange(len(part)), part.lengths)
                 scores[users, part.items] = -np.inf
-            lists.append(_best(scores, k))
+            lists.append(best_items(scores, k))
         return np.concatenate(lists)
 
     def save(self, folder: str | Path) -> None:
@@ -385,28 +388,3 @@ class GenerativeRecommender:
                 ranks_in_scores(logits.cpu().numpy(), split.targets[users], part).gains(10)
             )
         return float(np.concatenate(gains).mean())
-
-
-def _split_users(histories: Sequences) -> list[Sequences]:
-    starts = range(0, len(histories), _USERS)
-    return [histories.take(slice(start, start + _USERS)) for start in starts]
-
-
-def _rows_of(where: str, items: ArrayLike, item_ids: NDArray) -> NDArray[np.bool_]:
-    """Return which of item_ids are among items."""
-    wanted = np.asarray(items)
-    if (unknown := ~np.isin(wanted, item_ids)).any():
-        raise DataError(
-            f"{where}: {unknown.sum()} of {len(wanted)} items are not in the catalogue; got "
-            f"{wanted[unknown][0]!r}. Pass ids from histories.item_ids."
-        )
-    return np.isin(item_ids, wanted)
-
-
-def _best(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Return the columns of the k largest scores of each row, (rows, k); -1 for scores of -inf."""
-    count = min(k, scores.shape[1])
-    top = torch.from_numpy(scores).topk(count, dim=1)
-    lists = np.full((len(scores), k), -1)
-    lists[:, :count] = np.where(np.isneginf(top.values.numpy()), -1, top.indices.numpy())
-    return lists

@@ -15,6 +15,8 @@ from rqtoolkit.transformer.passes import condition_inputs, rotation, run_depth
 
 __all__ = ["SequenceLosses", "SequenceModel"]
 
+_LOGIT_BYTES = 4 * 2**20  # so that logits over all items stay in the cache of one core
+
 
 class SequenceLosses(NamedTuple):
     """Mean cross-entropies of the next item in nats.
@@ -172,6 +174,6 @@ class SequenceModel(nn.Module):
             linear_cross_entropy(x, *table, target)
             for x, table, target in zip(hidden.unbind(1), tables, codes.unbind(1), strict=True)
         ]
-        queries = self.scale * self.norm(contexts)
-        item = linear_cross_entropy(queries, vectors, vectors.new_zeros(len(vectors)), targets)
+        queries, bias = self.scale * self.norm(contexts), vectors.new_zeros(len(vectors))
+        item = linear_cross_entropy(queries, vectors, bias, targets, max_bytes=_LOGIT_BYTES)
         return SequenceLosses(torch.stack(levels).sum(), item)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -62,12 +63,14 @@ class Epoch:
         codes_loss: Mean cross-entropy of an item's codes in nats, with dropout.
         item_loss: Mean cross-entropy of items in nats, with dropout.
         validation: What `validate` gave of the averaged weights; NaN without.
+        cpu_seconds: Spent on this epoch and all before it, interruptions aside.
     """
 
     number: int
     codes_loss: float
     item_loss: float
     validation: float
+    cpu_seconds: float = field(compare=False)
 
 
 def train(
@@ -102,7 +105,7 @@ def train(
     batches = math.ceil(len(histories) / settings.batch_size)
     device = model.memories.device
     while len(state.epochs) < settings.epochs and not state.stalled:
-        number = len(state.epochs) + 1
+        number, start = len(state.epochs) + 1, process_time()
         # Each epoch draws from seeds of its own, so that none has to be stored.
         order = np.random.default_rng((settings.seed, number))
         sums = np.zeros(2)
@@ -117,7 +120,9 @@ def train(
         codes_loss, item_loss = sums / batches
         with state.averaged():
             score = math.nan if validate is None else validate()
-        state.note(Epoch(number, float(codes_loss), float(item_loss), score))
+        before = state.epochs[-1].cpu_seconds if state.epochs else 0.0
+        seconds = before + process_time() - start
+        state.note(Epoch(number, float(codes_loss), float(item_loss), score, seconds))
         if checkpoint is not None:
             state.write(checkpoint)
     model.load_state_dict(state.best)

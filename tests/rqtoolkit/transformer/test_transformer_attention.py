@@ -53,3 +53,17 @@ def test_large_batches_are_split_without_a_trace(monkeypatch):
     whole = layer(x)
     monkeypatch.setattr(attention, "_MOST_ROWS", 3)
     torch.testing.assert_close(layer(x), whole)
+
+
+def test_taken_rows_of_a_cache_go_on_as_those_rows():
+    torch.manual_seed(0)
+    attention = CausalSelfAttention(8, 2).eval()
+    x = torch.randn(3, 4, 8)
+    rows = torch.tensor([2, 0, 2])
+    cache = KeyValueCache(4)
+    for t in range(3):
+        attention(x[:, t : t + 1], cache)
+    taken = cache.take(rows)
+    out = attention(x[rows, 3:], taken)
+    torch.testing.assert_close(out, attention(x[rows])[:, 3:])
+    assert cache.length == 3

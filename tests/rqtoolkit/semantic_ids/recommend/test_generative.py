@@ -1,0 +1,208 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from rqtoolkit.errors import ArtifactError, ConfigError, DataError
+from rqtoolkit.semantic_ids import SemanticIDs
+from rqtoolkit.semantic_ids.recommend import Sequences, evaluate_next_item
+from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
+from rqtoolkit.semantic_ids.recommend.training import Settings, train
+
+ITEMS = 36
+NAMES = np.array([f"item {number:02}" for number in range(ITEMS + 3)])
+CODES = np.stack(
+    [np.arange(ITEMS + 3) // 9, np.arange(ITEMS + 3) // 3 % 3, np.arange(ITEMS + 3) % 3], 1
+)
+
+
+def make_ids(count=ITEMS):
+    return SemanticIDs.from_codes(CODES[:count], NAMES[:count], codebook_sizes=(8, 8, 8))
+
+
+def make_sequences(users=80, names=NAMES[:ITEMS], length=6):
+    """Everybody walks round the catalogue, each from somewhere else."""
+    starts = np.random.default_rng(0).integers(0, ITEMS - 3, users)
+    lists = [NAMES[(start + np.arange(length)) % (ITEMS - 2)] for start in starts]
+    return Sequences.from_lists(lists, item_ids=names)
+
+
+def make(ids=None, **changes):
+    settings = {"dim": 16, "body_layers": 1, "history_length": 8, "autocast": False}
+    return GenerativeRecommender(ids or make_ids(), **settings | changes)
+
+
+FIT = {"epochs": 5, "batch_size": 16, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    return make_sequences()
+
+
+@pytest.fixture(scope="module")
+def fitted(sequences):
+    recommender = make(dropout=0.1)
+    train, validation, _ = sequences.leave_one_out()
+    recommender.fit(train, validation=validation, **FIT)
+    return recommender
+
+
+def test_it_learns_what_comes_next(fitted, sequences):
+    assert evaluate_next_item(fitted, sequences).all.recall[5] > 0.9
+
+
+def test_the_codes_alone_learn_it_too(fitted, sequences, monkeypatch):
+    monkeypatch.setattr(fitted, "codes_share", 1e6)
+    assert evaluate_next_item(fitted, sequences).all.recall[5] > 0.6  # 5 of 30 by chance
+
+
+def test_as_many_beams_as_items_give_the_exact_list(fitted, sequences):
+    histories = sequences.take(slice(0, 20))
+    exact = fitted.recommend(histories, 10)
+    np.testing.assert_array_equal(fitted.recommend(histories, 10, beams=ITEMS), exact)
+    scores = fitted.scores(histories)
+    for user, row in enumerate(exact):
+        assert not set(row) & set(histories[user])
+        others = np.setdiff1d(np.arange(ITEMS), [*row, *histories[user]])
+        assert scores[user, row].min() >= scores[user, others].max()
+        assert (np.diff(scores[user, row]) <= 0).all()
+
+
+def test_lists_hold_only_items_asked_for(fitted, sequences):
+    histories = sequences.take(slice(0, 20))
+    stock = NAMES[[1, 5, 9, 20]]
+    exact = fitted.recommend(histories, 6, items=stock, mask_seen=False)
+    assert (np.sort(exact, 1) == [-1, -1, 1, 5, 9, 20]).all()
+    found = fitted.recommend(histories, 6, items=stock, mask_seen=False, beams=10)
+    np.testing.assert_array_equal(found, exact)
+
+
+def test_users_do_not_depend_on_each_other_or_on_the_order_of_items(fitted, sequences):
+    histories = sequences.take(slice(0, 30))
+    scores = fitted.scores(histories)
+    np.testing.assert_allclose(fitted.scores(histories.take([7, 3])), scores[[7, 3]], atol=1e-5)
+    order = np.random.default_rng(0).permutation(ITEMS)
+    lists = [histories.item_ids[histories[user]] for user in range(30)]
+    shuffled = Sequences.from_lists(lists, item_ids=NAMES[:ITEMS][order])
+    np.testing.assert_allclose(fitted.scores(shuffled), scores[:, order], atol=1e-5)
+
+
+def test_a_user_without_history_gets_items(fitted):
+    nobody = Sequences.from_lists([[]], item_ids=NAMES[:ITEMS])
+    assert (fitted.recommend(nobody, 3) >= 0).all()
+
+
+def test_items_added_later_can_be_recommended_and_move_nothing(sequences):
+    train = sequences.leave_one_out().train
+    ids = make_ids()
+    recommender = make(ids)
+    recommender.fit(train, **FIT | {"epochs": 1})
+    histories = sequences.take(slice(0, 5))
+    before = recommender.scores(histories)
+    recommender.ids = make_ids(ITEMS + 3)
+    lists = [NAMES[histories[user]] for user in range(5)]
+    after = recommender.scores(Sequences.from_lists(lists, item_ids=NAMES))
+    assert np.isfinite(after).all()
+    # More items share the probability: the differences of scores of q stay.
+    assert after.shape == (5, ITEMS + 3)
+    assert (after[:, :ITEMS] <= before + 1e-4).all()
+
+
+def test_saved_and_loaded_it_scores_the_same(fitted, sequences, tmp_path):
+    fitted.save(tmp_path / "model")
+    loaded = GenerativeRecommender.load(tmp_path / "model")
+    histories = sequences.take(slice(0, 10))
+    np.testing.assert_array_equal(loaded.scores(histories), fitted.scores(histories))
+    fitted.save(tmp_path / "model")  # replaces its own
+
+
+def test_ids_of_another_fit_are_refused(fitted, tmp_path):
+    fitted.save(tmp_path / "model")
+    other = SemanticIDs.from_codes(CODES[:ITEMS][::-1], NAMES[:ITEMS], codebook_sizes=(8, 8, 8))
+    other.save(tmp_path / "model")
+    with pytest.raises(ArtifactError, match="other semantic IDs"):
+        GenerativeRecommender.load(tmp_path / "model")
+
+
+def test_an_interrupted_training_goes_on_to_the_same_result(sequences, tmp_path):
+    train, validation, _ = sequences.leave_one_out()
+    whole, cut = make(), make()
+    settings = {"validation": validation, "batch_size": 32, "epochs": 3, "seed": 3}
+    epochs = whole.fit(train, **settings)
+
+    class StopError(Exception):
+        pass
+
+    def stop(what, done, total):  # noqa: ARG001
+        if what == "epoch 3" and done == 2:
+            raise StopError
+
+    checkpoint = tmp_path / "training.safetensors"
+    with pytest.raises(StopError):
+        cut.fit(train, **settings, checkpoint=checkpoint, progress=stop)
+    assert cut.fit(train, **settings, checkpoint=checkpoint) == epochs
+    np.testing.assert_array_equal(
+        cut.scores(validation.histories), whole.scores(validation.histories)
+    )
+    with pytest.raises(ArtifactError, match="other settings"):
+        cut.fit(train, **settings | {"seed": 4}, checkpoint=checkpoint)
+
+
+def test_training_stops_without_progress_and_keeps_the_best(sequences):
+    recommender = make()
+    recommender.fit(sequences.leave_one_out().train, epochs=1)
+    values = iter([0.5, 0.7, 0.6, 0.6, 0.9])
+    weights = []
+
+    def validate():
+        weights.append(recommender.model.memories.detach().clone())
+        return next(values)
+
+    settings = Settings(
+        epochs=9, batch_size=64, learning_rate=1e-3, weight_decay=0.0, codes_weight=1.0,
+        averaging=0.9, patience=2, autocast=False, seed=0,
+    )  # fmt: skip
+    histories = np.array([[0, 1, 2], [3, 4, -1]])
+    epochs = train(recommender.model, histories, settings, validate=validate)
+    assert [epoch.validation for epoch in epochs] == [0.5, 0.7, 0.6, 0.6]
+    assert (recommender.model.memories == weights[1]).all()
+
+
+def test_seeds_fix_the_result_and_leave_the_global_state_alone(sequences):
+    train = sequences.leave_one_out().train
+    results = []
+    for _ in range(2):
+        recommender = make()
+        state = torch.get_rng_state()
+        recommender.fit(train, epochs=1)
+        assert torch.equal(state, torch.get_rng_state())
+        torch.rand(1)
+        results.append(recommender.scores(train.take([0, 1])))
+    np.testing.assert_array_equal(*results)
+
+
+def test_checkpoints_are_plain_safetensors(sequences, tmp_path):
+    path = tmp_path / "training.safetensors"
+    make().fit(sequences.leave_one_out().train, epochs=1, checkpoint=path)
+    with safe_open(path, framework="np") as file:
+        assert json.loads(file.metadata()["arguments"])["settings"]["epochs"] == 1
+
+
+def test_what_cannot_be_is_said(fitted, sequences):
+    with pytest.raises(ConfigError, match="not fitted"):
+        make().scores(sequences)
+    with pytest.raises(ConfigError, match="beams=5 must be at least k=10"):
+        fitted.recommend(sequences, 10, beams=5)
+    with pytest.raises(DataError, match="1 of 2 items are not in the catalogue"):
+        fitted.recommend(sequences, 1, items=[NAMES[0], "nothing"])
+    with pytest.raises(DataError, match="3 of 39 items of the sequences have no semantic ID"):
+        fitted.scores(Sequences.from_lists([[NAMES[0]]], item_ids=NAMES))
+    with pytest.raises(DataError, match="two different semantic IDs"):
+        make().fit(Sequences.from_lists([[NAMES[0]]], item_ids=NAMES[:ITEMS]))
+    with pytest.raises(ConfigError, match="dropout"):
+        make(dropout=1.0)
+    with pytest.raises(ConfigError, match="codes_share"):
+        make(codes_share=-1.0)
