@@ -25,8 +25,9 @@ __all__ = ["balanced_fit", "code_prices"]
 _ROWS = 2**16  # vectors that prices are learnt from
 _SPREADING, _LIMITING = 20, 60  # rounds, of which the second end when all sizes are within limits
 _PACE, _LIMIT_PACE = 0.01, 0.05  # of a price in a round, in mean squared errors
+_HASTE = 1.1  # growth of the second: what first codes differ by may be many times the error
 _AIM = 0.97  # of the limit, which is reached sooner then
-_SLOW = 0.3  # of that pace in the last rounds, so that prices settle
+_SLOW = 0.3  # of the first pace in the last rounds, so that prices settle
 _SETTLING = 0.7  # of all rounds come before those
 
 
@@ -144,7 +145,7 @@ def code_prices(
     for step in range(_LIMITING):
         if int(counts.max()) <= limit:
             break
-        pace = _LIMIT_PACE * error * (1 if step < _SETTLING * _LIMITING else _SLOW)
+        pace = _LIMIT_PACE * error * _HASTE**step
         prices[0] += pace * (counts / (_AIM * limit)).clamp(min=1).log().to(prices[0])
         codes, counts = encode()
         report(progress, "prices", _SPREADING + step + 1, _SPREADING + _LIMITING)
