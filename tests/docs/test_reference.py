@@ -27,6 +27,8 @@ INTERNAL = {
     "rqtoolkit.semantic_ids.code_checks",
     "rqtoolkit.semantic_ids.decoding.compiled_walk",
     "rqtoolkit.semantic_ids.decoding.tensor_walk",
+    "rqtoolkit.semantic_ids.recommend.catalogue",
+    "rqtoolkit.semantic_ids.recommend.lists",
     "rqtoolkit.semantic_ids.report_page",
     "rqtoolkit.semantic_ids.report_plots",
     "rqtoolkit.semantic_ids.report_tables",
