@@ -20,9 +20,9 @@ from rqtoolkit.semantic_ids.items import (
     as_item_ids,
     check_codes,
     check_distinct,
-    code_keys,
     id_ranks,
 )
+from rqtoolkit.semantic_ids.stacks import stack_numbers
 from rqtoolkit.semantic_ids.standardize import Standardization
 from rqtoolkit.semantic_ids.versions import fingerprint, next_version
 
@@ -206,7 +206,7 @@ def from_codes(
         raise ShapeError(f"{where}: codes has {len(table)} rows; got {len(ids)} item_ids.")
     check_distinct(where, ids)
     sizes = table.max(axis=0) + 1 if codebook_sizes is None else codebook_sizes
-    if collisions != "allow" and len(np.unique(code_keys(table, sizes))) < len(table):
+    if collisions != "allow" and len(np.unique(stack_numbers(table, sizes))) < len(table):
         raise DataError(
             f"{where}: codes have to differ with collisions={collisions!r}; got some twice. "
             "Pass collisions='allow'."

@@ -1,7 +1,6 @@
 """Item ids, integers or strings, and finding rows by them or by codes."""
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ __all__ = [
     "check_codes",
     "check_distinct",
     "check_kind",
-    "code_keys",
     "id_ranks",
 ]
 
@@ -127,26 +125,6 @@ def check_codes(
             f"in row {row}. Take off the offsets of levels, if there are any."
         )
     return table.astype(np.int64)
-
-
-def code_keys(codes: NDArray, codebook_sizes: Sequence[int]) -> NDArray:
-    """Return one sortable key for each stack of codes; equal keys mean equal codes.
-
-    Args:
-        codes: Shape (N, length), integers in [0, codebook_size of the level).
-        codebook_sizes: One number a level.
-
-    Returns:
-        Shape (N,), int64 in mixed radix where it suffices, else bytes; sorting the keys sorts the
-        stacks level by level.
-    """
-    if prod(codebook_sizes) <= _LARGEST:
-        keys = np.zeros(len(codes), np.int64)
-        for level, size in enumerate(codebook_sizes):
-            keys = keys * size + codes[:, level]
-        return keys
-    # Most significant byte first, so that comparing bytes compares numbers.
-    return np.ascontiguousarray(codes, dtype=">u4").view(f"S{4 * codes.shape[1]}")[:, 0]
 
 
 class RowIndex:

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
-from rqtoolkit.semantic_ids.items import RowIndex, as_item_ids, check_kind, code_keys
+from rqtoolkit.semantic_ids.items import RowIndex, as_item_ids, check_kind
+from rqtoolkit.semantic_ids.stacks import stack_numbers
 
 if TYPE_CHECKING:
     from rqtoolkit.semantic_ids.ids import SemanticIDs
@@ -97,9 +98,9 @@ def items_of(self: "SemanticIDs", codes: ArrayLike, *, all: bool = False) -> Any
     flat = table.reshape(-1, self.length)
     sizes = self.codebook_sizes
     if "codes" not in self.indexes:
-        self.indexes["codes"] = RowIndex(code_keys(self.codes, sizes))
+        self.indexes["codes"] = RowIndex(stack_numbers(self.codes, sizes))
     possible = np.all((flat >= 0) & (flat < np.array(sizes)), axis=1).astype(bool)
-    keys = code_keys(np.where(possible[:, None], flat, 0), sizes)
+    keys = stack_numbers(np.where(possible[:, None], flat, 0), sizes)
     if all:
         found = self.indexes["codes"].find_all(keys)
         return [

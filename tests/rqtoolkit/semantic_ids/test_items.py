@@ -13,9 +13,9 @@ from rqtoolkit.semantic_ids.items import (
     check_codes,
     check_distinct,
     check_kind,
-    code_keys,
     id_ranks,
 )
+from rqtoolkit.semantic_ids.stacks import stack_numbers
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_ranks_follow_the_ids_and_not_the_rows(ids, random):
 def test_keys_are_equal_for_equal_codes_and_sort_like_them(data, sizes):
     row = st.tuples(*(st.integers(0, size - 1) for size in sizes))
     codes = data.draw(st.lists(row, min_size=1, max_size=20))
-    keys = code_keys(np.array(codes), sizes)
+    keys = stack_numbers(np.array(codes), sizes)
     order = sorted(range(len(codes)), key=lambda i: codes[i])
     assert [codes[i] for i in np.argsort(keys, kind="stable")] == [codes[i] for i in order]
     assert len(np.unique(keys)) == len(set(codes))
