@@ -234,7 +234,7 @@ def test_refit_says_what_it_cannot(quantizer):
 
 @pytest.mark.slow
 def test_growth_of_the_beauty_catalogue(shared_data):
-    x = np.load(shared_data("recsys/beauty/item_embeddings.npy"))
+    x = np.load(shared_data("data/recsys/beauty/item_embeddings.npy"))
     order = np.random.default_rng(0).permutation(len(x))
     first, all_items = order[:11_001], np.arange(len(x))
     ids = SemanticIDs.fit(x[first], first)
