@@ -91,7 +91,7 @@ def relocate(
     """Move items, in place, to free codes after other prefixes where those are nearer.
 
     In each round, an item asks for the nearest free stack of codes that beats its own; of several,
-    the one that gains most gets it. What they leave is free in the next round. Quantizers that
+    the one that gains most gets it, and the others ask again. Each moves once. Quantizers that
     have to decode every candidate are left alone: it would take hours for a catalogue.
 
     Args:
@@ -104,20 +104,20 @@ def relocate(
     if not len(items) or additive_tables(quantizer) is None:
         return
     costs, numbers, current = _nearest_stacks(quantizer, rows, codes, items, used.sizes)
-    while True:
+    active = np.arange(len(items))
+    while len(active):
         occupied = np.sort(np.concatenate([stack_numbers(codes, used.sizes), used.stacks]))
-        spots = np.searchsorted(occupied, numbers).clip(max=len(occupied) - 1)
-        free = np.where(occupied[spots] != numbers, costs, np.inf)
+        listed = numbers[active]
+        spots = np.searchsorted(occupied, listed).clip(max=len(occupied) - 1)
+        free = np.where(occupied[spots] != listed, costs[active], np.inf)
         best = free.argmin(axis=1)
-        gains = current - np.take_along_axis(free, best[:, None], axis=1)[:, 0]
+        gains = current[active] - np.take_along_axis(free, best[:, None], axis=1)[:, 0]
         asking = np.flatnonzero(gains > 0)
-        if not len(asking):
-            return
-        wanted = numbers[asking, best[asking]]
+        wanted = listed[asking, best[asking]]
         order = np.lexsort([asking, -gains[asking], wanted])
-        moving = asking[order][place_in_group(wanted[order]) == 0]
-        codes[items[moving]] = stacks_of(numbers[moving, best[moving]], used.sizes)
-        current[moving] = costs[moving, best[moving]]
+        first, asking = place_in_group(wanted[order]) == 0, active[asking[order]]
+        codes[items[asking[first]]] = stacks_of(wanted[order][first], used.sizes)
+        active = np.sort(asking[~first])
 
 
 def _nearest_stacks(
