@@ -56,6 +56,7 @@ def test_it_learns_what_comes_next(fitted, sequences):
 
 def test_the_codes_alone_learn_it_too(fitted, sequences, monkeypatch):
     monkeypatch.setattr(fitted, "codes_share", 1e6)
+    monkeypatch.setattr(fitted, "new_item_boost", -100.0)
     assert evaluate_next_item(fitted, sequences).all.recall[5] > 0.6  # 5 of 30 by chance
 
 
@@ -104,11 +105,16 @@ def test_items_added_later_can_be_recommended_and_move_nothing(sequences):
     before = recommender.scores(histories)
     recommender.ids = make_ids(ITEMS + 3)
     lists = [NAMES[histories[user]] for user in range(5)]
-    after = recommender.scores(Sequences.from_lists(lists, item_ids=NAMES))
-    assert np.isfinite(after).all()
-    # More items share the probability: the differences of scores of q stay.
-    assert after.shape == (5, ITEMS + 3)
+    grown = Sequences.from_lists(lists, item_ids=NAMES)
+    after = recommender.scores(grown)
+    # More items share the probability.
     assert (after[:, :ITEMS] <= before + 1e-4).all()
+    met = np.flatnonzero(train.counts)
+    recommender.new_item_boost += 3
+    boosted = recommender.scores(grown)
+    np.testing.assert_array_equal(boosted[:, met], after[:, met])
+    gain = 3 * (1 + recommender.codes_share)
+    np.testing.assert_allclose(boosted[:, ITEMS:], after[:, ITEMS:] + gain, atol=1e-5)
 
 
 def test_saved_and_loaded_it_scores_the_same(fitted, sequences, tmp_path):
