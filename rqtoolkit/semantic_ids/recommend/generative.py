@@ -130,7 +130,7 @@ class GenerativeRecommender:
         sequences: Sequences,
         *,
         validation: Split | None = None,
-        epochs: int = 12,
+        epochs: int = 8,
         batch_size: int = 256,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.05,
