@@ -68,8 +68,8 @@ class Sequences:
         if not path.is_file():
             raise ArtifactError(f"Sequences.read: {path} is not a file. Check the path.")
         if path.suffix.lower() == ".parquet":
-            columns = _read_columns(path, [user_column, item_column, time_column])
-            return cls.from_interactions(*columns, item_ids=item_ids)
+            names = [user_column, item_column, *([time_column] if time_column else [])]
+            return cls.from_interactions(*_read_columns(path, names), item_ids=item_ids)
         try:
             lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
         except UnicodeDecodeError as error:
@@ -263,16 +263,16 @@ def _integers_if_all(words: NDArray[np.str_]) -> NDArray:
     return numbers if (numbers.astype(np.str_) == words).all() else words
 
 
-def _read_columns(path: Path, columns: list[Any]) -> list[NDArray | None]:
+def _read_columns(path: Path, columns: list[str]) -> list[NDArray]:
     try:
         names = pq.read_schema(path).names
         for column in columns:
-            if column is not None and column not in names:
+            if column not in names:
                 raise ConfigError(
                     f"Sequences.read: {path} has no column {column!r}; it has {', '.join(names)}. "
                     "Name user_column, item_column and time_column (None where there is none)."
                 )
-        table = pq.read_table(path, columns=[column for column in columns if column is not None])
+        table = pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(
             f"Sequences.read: {path} is not a readable Parquet file; got {error}. Write it again."
@@ -283,4 +283,4 @@ def _read_columns(path: Path, columns: list[Any]) -> list[NDArray | None]:
                 f"Sequences.read: {path}: column {column!r} holds {table[column].null_count} "
                 "nulls. Drop or fill these rows."
             )
-    return [None if column is None else table[column].to_numpy() for column in columns]
+    return [table[column].to_numpy() for column in columns]
