@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from rqtoolkit import __version__
-from rqtoolkit.cli import quantize
+from rqtoolkit.cli import quantize, semantic_ids
 from rqtoolkit.errors import MissingDependencyError, RQToolkitError
 
 __all__ = ["app", "main"]
@@ -44,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(quantize.app, name="quantize")
+app.add_typer(semantic_ids.app, name="semantic-ids")
 
 
 def _show_version(wanted: bool) -> None:
@@ -85,15 +86,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             [word for word in arguments if word != "--debug"], prog_name="rqtool"
         )
     except SystemExit as leave:
+        if isinstance(leave.__context__, BrokenPipeError):  # typer and rich leave with 1
+            return _reader_gone()
         if leave.code == 130:  # typer's own answer to Ctrl-C, which says nothing
             print("Interrupted.", file=sys.stderr)
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read stdout has gone, as in `rqtool … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        return _reader_gone()
     except (RQToolkitError, OSError) as error:
         if debug:
             traceback.print_exc()
@@ -103,6 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print("This is a bug in rqtool: please report it with the lines above.", file=sys.stderr)
         return 1
+    return 0
+
+
+def _reader_gone() -> int:
+    """Let nobody try to print again: whoever read has gone, as in `rqtool … | head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -162,7 +162,7 @@ class NeuralResidualQuantizer(Quantizer):
         batch_size: int = 256,
         learning_rate: float = 2e-3,
         patience: int = 10,
-        training_beam: int = 2,
+        training_beam: int = 3,
         beam: int = 16,
         time_budget: float | None = None,
         max_rows: int | None = None,
@@ -183,10 +183,11 @@ class NeuralResidualQuantizer(Quantizer):
             batch_size: Vectors a step.
             learning_rate: Of AdamW at its highest.
             patience: Passes without a lower held-out error after which training ends.
-            training_beam: Prefixes kept when batches are encoded in training; they share out the
-                candidates of one.
+            training_beam: Stacks of codes kept of each vector in training, from all of which the
+                networks learn; they share out the candidates of one.
             beam: Prefixes that `encode` keeps from then on.
-            time_budget: Seconds after which training ends; the learning rate falls to zero by then.
+            time_budget: Seconds after which training ends, the learning rate fallen to zero by
+                then; the tables that it starts from may take longer.
             max_rows: Rows used, drawn at random; 4096 per codeword when None.
             seed: Fixes the result.
             progress: Told of each stretch of work.

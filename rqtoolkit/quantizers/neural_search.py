@@ -93,8 +93,18 @@ class NeuralLevels(nn.Module):
         """
         codes = torch.empty(len(x), depth, dtype=torch.int64, device=x.device)
         for rows in chunk_slices(len(x), self._row_bytes(beam, candidates), max_bytes):
-            codes[rows] = self._search(x[rows], beam, candidates, depth)
+            codes[rows] = self._search(x[rows], beam, candidates, depth)[:, 0]
         return codes
+
+    @torch.no_grad()
+    def encode_stacks(self, x: Tensor, *, beam: int, candidates: int, max_bytes: int) -> Tensor:
+        """Return all stacks of codes that the beam ends with, best first.
+
+        Arguments as in `encode`; shape (N, beam, depth), fewer where fewer exist.
+        """
+        depth = len(self.levels) + 1
+        chunks = chunk_slices(len(x), self._row_bytes(beam, candidates), max_bytes)
+        return torch.cat([self._search(x[rows], beam, candidates, depth) for rows in chunks])
 
     def _search(self, x: Tensor, beam: int, candidates: int, depth: int) -> Tensor:
         scores = 0.5 * self.first.square().sum(dim=1) - x @ self.first.T
@@ -112,7 +122,7 @@ class NeuralLevels(nn.Module):
             codes = torch.cat([_rows(codes, parents), chosen[..., None]], dim=2)
             added = _rows(codewords.reshape(len(x), -1, x.shape[1]), kept)
             sums = _rows(sums, parents) + added
-        return codes[:, 0]
+        return codes
 
     def _row_bytes(self, beam: int, candidates: int) -> int:
         """Bytes that a vector takes: scores, or the features and codewords of candidates."""

@@ -56,6 +56,8 @@ def export_command(
     from rqtoolkit.io.faiss_index import write_index
 
     opt.check_file(out, model, vectors, codes)
+    if beam is not None and vectors is None:
+        raise ConfigError("--beam is for --vectors, which are encoded. Leave it out.")
     if norms and metric is opt.Metric.IP:
         raise ConfigError("--norms serves --metric l2 alone. Leave it out for ip.")
     quantizer = load_quantizer(model)

@@ -1,5 +1,6 @@
 """The script: Ctrl-C while it imports is one line, as it is later."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -41,3 +42,20 @@ def test_an_interrupt_during_imports_is_one_line(tmp_path, moment):
     )
     assert (result.returncode, result.stderr) == (130, "Interrupted.\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_goes_is_no_error(tmp_path):
+    """As with `rqtool … | true`: what is printed finds the pipe closed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = "import sys; from rqtoolkit.cli.entry import main; sys.exit(main())"
+    result = subprocess.run(
+        [sys.executable, "-c", script, "--help"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=100,
+        cwd=tmp_path,
+    )
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (0, "")
