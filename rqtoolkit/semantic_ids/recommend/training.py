@@ -206,6 +206,11 @@ class _Training:
                 f"settings; got {arguments.get('settings')}. Name another file, or remove it."
             )
         check_tensors(path, self._tensors(), tensors)
+        if not torch.equal(tensors["model.known_codes"], self.model.known_codes):
+            raise ArtifactError(
+                f"GenerativeRecommender.fit: checkpoint={path} is of a training on other semantic "
+                "IDs; got other codes of the items. Name another file, or remove it."
+            )
         self._adopt(tensors)
         self.epochs = [
             Epoch(**epoch | {"validation": math.nan if epoch["validation"] is None

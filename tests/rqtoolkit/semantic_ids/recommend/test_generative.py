@@ -155,6 +155,9 @@ def test_an_interrupted_training_goes_on_to_the_same_result(sequences, tmp_path)
     )
     with pytest.raises(ArtifactError, match="other settings"):
         cut.fit(train, **settings | {"seed": 4}, checkpoint=checkpoint)
+    other = SemanticIDs.from_codes(CODES[:ITEMS] + 1, NAMES[:ITEMS], codebook_sizes=(8, 8, 8))
+    with pytest.raises(ArtifactError, match="other semantic IDs"):
+        make(other).fit(train, **settings, checkpoint=checkpoint)
 
 
 def test_training_stops_without_progress_and_keeps_the_best(sequences):
