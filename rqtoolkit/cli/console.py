@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,8 +20,9 @@ from rich.table import Table
 
 from rqtoolkit.functional.progress import Progress
 
-__all__ = ["json_text", "message", "print_json", "print_table", "progress_bar"]
+__all__ = ["json_text", "message", "print_json", "print_table", "print_wide", "progress_bar"]
 
+_WIDEST = 10_000  # columns, far beyond any table here
 _SECONDS_BETWEEN_LINES = 10.0
 
 _errors = Console(stderr=True, highlight=False)
@@ -49,9 +50,15 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*(f"{cell:.5g}" if isinstance(cell, float) else str(cell) for cell in row))
+    print_wide(table)
+
+
+def print_wide(tables: RenderableType) -> None:
+    """Print tables on stdout; those wider than the terminal wrap there, and no figure is cut."""
     console = Console(highlight=False)
-    # A table wider than the terminal wraps there; cut figures would be lost.
-    console.print(table, width=max(console.width, console.measure(table).maximum), crop=False)
+    unbounded = console.options.update(width=_WIDEST)
+    width = max(console.width, console.measure(tables, options=unbounded).maximum)
+    Console(highlight=False, width=width).print(tables, crop=False)
 
 
 @contextmanager

@@ -135,6 +135,7 @@ def make_report(
     ids: "SemanticIDs",
     embeddings: Any = None,
     *,
+    item_ids: Any = None,
     groups: Any = None,
     against: "SemanticIDs | None" = None,
     column: str | None = None,
@@ -147,6 +148,7 @@ def make_report(
         ids: The IDs.
         embeddings: What they were made of, as `SemanticIDs.fit` takes it: rows in the order of
             `ids.item_ids`, or with item ids in any order and perhaps more items.
+        item_ids: Ids of these rows, where embeddings do not bring them.
         groups: A category an item, shape (N,), integers or strings, None for none.
         against: An older version to compare with.
         column: Column of vectors, in Parquet and data frames.
@@ -169,7 +171,9 @@ def make_report(
         collisions=ids.collisions,
         levels=level_figures(ids.codes, ids.codebook_sizes),
         prefixes=prefix_figures(prefixes),
-        embeddings=_embedding_figures(ids, prefixes, embeddings, column, id_column),
+        embeddings=_embedding_figures(
+            ids, prefixes, embeddings, item_ids, column=column, id_column=id_column
+        ),
         groups=None if groups is None else group_figures(prefixes, groups, seed=seed),
         drift=None if against is None else _drift(ids, against),
     )
@@ -179,12 +183,12 @@ def _embedding_figures(
     ids: "SemanticIDs",
     prefixes: tuple[NDArray[np.int64], ...],
     embeddings: Any,
-    column: str | None,
-    id_column: str | None,
+    item_ids: Any,
+    **columns: str | None,
 ) -> EmbeddingFigures | None:
     if embeddings is None:
         return None
-    vectors, found = open_embeddings(_WHERE, embeddings, column=column, id_column=id_column)
+    vectors, found = open_embeddings(_WHERE, embeddings, item_ids, **columns)
     if found is None:
         rows = np.arange(len(vectors))
         if len(vectors) != len(ids.item_ids):

@@ -1,0 +1,125 @@
+"""Arguments and options that several commands of `semantic-ids` share."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rqtoolkit.cli.quantize.options import (
+    Column,
+    Device,
+    Json,
+    Key,
+    Seed,
+    Threads,
+    check_device,
+    check_file,
+    numbers,
+)
+
+__all__ = [
+    "CodebookSize",
+    "Collisions",
+    "CollisionsOption",
+    "Column",
+    "Data",
+    "Device",
+    "Encoder",
+    "Folder",
+    "Format",
+    "IdColumn",
+    "Ids",
+    "ItemColumn",
+    "Json",
+    "KeepSeen",
+    "Key",
+    "Method",
+    "NewFolder",
+    "Recommender",
+    "Seed",
+    "Settings",
+    "Split",
+    "Style",
+    "Threads",
+    "TimeColumn",
+    "UserColumn",
+    "check_device",
+    "check_file",
+    "numbers",
+]
+
+
+class Method(StrEnum):
+    """Kinds of codebooks."""
+
+    RESIDUAL = "residual"
+    RQVAE = "rqvae"
+    NEURAL = "neural"
+
+
+class Collisions(StrEnum):
+    """What becomes of items that would have equal codes."""
+
+    MATCH = "match"
+    TOKEN = "token"
+    ALLOW = "allow"
+
+
+class Format(StrEnum):
+    """Files of items and codes."""
+
+    LC_REC = "lc-rec"
+    GRID = "grid"
+    TORCH_EASY_REC = "torch-easy-rec"
+    TOKENS = "tokens"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+class Split(StrEnum):
+    """Which interaction of each user is to be predicted."""
+
+    TEST = "test"
+    VALIDATION = "validation"
+
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="A vector an item: .npy, .npz, .fvecs, .bvecs or .parquet.", show_default=False
+    ),
+]
+Folder = Annotated[Path, typer.Argument(help="Folder of semantic IDs.", show_default=False)]
+NewFolder = Annotated[Path, typer.Option("--out", help="Folder to write; has to be new.")]
+Recommender = Annotated[
+    Path,
+    typer.Argument(help="Recommender written by `rqtool semantic-ids train`.", show_default=False),
+]
+Ids = Annotated[
+    Path | None,
+    typer.Option(help="Ids of the rows: a text file with one a line, .npy or .parquet."),
+]
+IdColumn = Annotated[str | None, typer.Option(help="Parquet column of item ids.")]
+Encoder = Annotated[
+    str | None, typer.Option(help="Name of the model that made the vectors; kept and checked.")
+]
+CollisionsOption = Annotated[
+    Collisions, typer.Option(help="What becomes of items that would have equal codes.")
+]
+CodebookSize = Annotated[str, typer.Option(help="Entries of each level: 256, or 256,64,64.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Argument of the quantizer or its fit: rounds=8. Repeatable."),
+]
+Style = Annotated[
+    str, typer.Option(help="How a token is written (tokens): {level} is a letter, {number} from 0.")
+]
+UserColumn = Annotated[str, typer.Option(help="Parquet column of users.")]
+ItemColumn = Annotated[str, typer.Option(help="Parquet column of items.")]
+TimeColumn = Annotated[
+    str, typer.Option(help="Parquet column to order by; '' where rows are in order.")
+]
+KeepSeen = Annotated[
+    bool, typer.Option("--keep-seen", help="Do not leave out what a user has had.")
+]

@@ -1,0 +1,227 @@
+"""`rqtool semantic-ids train`, `recommend` and `evaluate`: recommenders that generate IDs."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rqtoolkit.cli.console import message, print_json, print_table
+from rqtoolkit.cli.semantic_ids import options as opt
+
+if TYPE_CHECKING:
+    from rqtoolkit.semantic_ids.recommend import Evaluation
+
+__all__ = ["evaluate", "recommend", "train"]
+
+_USERS = 256  # recommended for at once, between two steps of the bar
+
+Sequences = Annotated[
+    Path,
+    typer.Argument(
+        help="Lines `user item item …`, oldest first; or .parquet of interactions.",
+        show_default=False,
+    ),
+]
+
+
+def train(
+    folder: opt.Folder,
+    sequences: Sequences,
+    out: opt.NewFolder,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the sequences, at most.")] = 12,
+    batch_size: Annotated[int, typer.Option(min=1, help="Users a step.")] = 256,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW at its highest.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.05,
+    patience: Annotated[
+        int, typer.Option(min=1, help="Epochs without a better validation to wait for one.")
+    ] = 3,
+    history_length: Annotated[
+        int, typer.Option(min=1, help="Items of a history that are read, the last ones.")
+    ] = 50,
+    dim: Annotated[int, typer.Option(min=1, help="Width.")] = 128,
+    body_layers: Annotated[int, typer.Option(min=1, help="Blocks over the history.")] = 2,
+    depth_layers: Annotated[int, typer.Option(min=1, help="Blocks over the codes.")] = 1,
+    num_heads: Annotated[int, typer.Option(min=1, help="Attention heads; divides --dim.")] = 2,
+    dropout: Annotated[float, typer.Option(help="While training.")] = 0.3,
+    memory_dropout: Annotated[
+        float, typer.Option(help="Chance of training without an item's memory; helps new items.")
+    ] = 0.1,
+    codes_share: Annotated[
+        float, typer.Option(help="Weight of the codes in the score of an item.")
+    ] = 0.3,
+    autocast: Annotated[bool, typer.Option(help="Compute products in bfloat16.")] = True,
+    hold_out: Annotated[
+        bool, typer.Option(help="Keep each user's last two items for validation and test.")
+    ] = True,
+    user_column: opt.UserColumn = "user",
+    item_column: opt.ItemColumn = "item",
+    time_column: opt.TimeColumn = "timestamp",
+    device: opt.Device = "cpu",
+    threads: opt.Threads = None,
+    seed: opt.Seed = 0,
+    as_json: opt.Json = False,
+) -> None:
+    """Train an RQ-Transformer to generate the semantic ID of a user's next item.
+
+    A training that was stopped goes on when the same command is given again: what it needs is kept
+    beside the output, as OUT.training.safetensors, until the training has ended.
+    """
+    from rqtoolkit.cli.semantic_ids.session import check_new_folder, read_sequences, working
+    from rqtoolkit.semantic_ids import SemanticIDs
+    from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
+
+    checkpoint = check_new_folder(out).with_name(f"{out.name}.training.safetensors")
+    catalogue = SemanticIDs.load(folder)
+    columns = user_column, item_column, time_column
+    interactions = read_sequences(sequences, catalogue.item_ids, *columns)
+    recommender = GenerativeRecommender(
+        catalogue,
+        history_length=history_length,
+        dim=dim,
+        body_layers=body_layers,
+        depth_layers=depth_layers,
+        num_heads=num_heads,
+        dropout=dropout,
+        memory_dropout=memory_dropout,
+        codes_share=codes_share,
+        autocast=autocast,
+    )
+    known, validation = interactions, None
+    if hold_out:
+        known, validation, _ = interactions.leave_one_out()
+    if checkpoint.exists():
+        message(f"Going on from {checkpoint}")
+    start = time.perf_counter()
+    with working(threads) as progress:
+        log = recommender.fit(
+            known,
+            validation=validation,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            patience=patience,
+            checkpoint=checkpoint,
+            device=opt.check_device(device),
+            seed=seed,
+            progress=progress,
+        )
+        recommender.save(out)
+    checkpoint.unlink(missing_ok=True)
+    seconds = time.perf_counter() - start
+    names = ["number", "codes_loss", "item_loss", "validation"]
+    rows = [[getattr(epoch, name) for name in names] for epoch in log]
+    if as_json:
+        epochs_log = [dict(zip(names, row, strict=True)) for row in rows]
+        print_json({"users": len(known), "seconds": seconds, "epochs": epochs_log})
+        return
+    print_table(names, rows)
+    message(f"Wrote {out}")
+
+
+def recommend(
+    model: opt.Recommender,
+    histories: Sequences,
+    out: Annotated[Path, typer.Option(help="Lists to write: .parquet, or .txt as HISTORIES.")],
+    k: Annotated[int, typer.Option(min=1, help="Items a user.")] = 10,
+    items: Annotated[
+        Path | None,
+        typer.Option(help="Ids of the items to choose from: text, .npy or .parquet."),
+    ] = None,
+    keep_seen: opt.KeepSeen = False,
+    beams: Annotated[
+        int | None,
+        typer.Option(min=1, help="Search so many beams in place of scoring all items."),
+    ] = None,
+    user_column: opt.UserColumn = "user",
+    item_column: opt.ItemColumn = "item",
+    time_column: opt.TimeColumn = "timestamp",
+    device: opt.Device = "cpu",
+    threads: opt.Threads = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Write the items that are most likely next for each user, best first."""
+    import numpy as np
+
+    from rqtoolkit.cli.semantic_ids.items import read_ids, write_lists
+    from rqtoolkit.cli.semantic_ids.session import read_sequences, working
+    from rqtoolkit.io.tables import check_suffix
+    from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
+
+    check_suffix(opt.check_file(out, histories, items), (".parquet", ".txt"))
+    recommender = GenerativeRecommender.load(model, device=opt.check_device(device))
+    item_ids = recommender.ids.item_ids
+    read = read_sequences(histories, item_ids, user_column, item_column, time_column)
+    allowed = None if items is None else read_ids(items, item_ids)
+    lists = [np.empty((0, k), np.int64)]
+    start = time.perf_counter()
+    with working(threads) as progress:
+        for first in range(0, len(read), _USERS):
+            part = read.take(slice(first, first + _USERS))
+            lists.append(
+                recommender.recommend(part, k, items=allowed, mask_seen=not keep_seen, beams=beams)
+            )
+            progress("recommend", first + len(part), len(read))
+    seconds = time.perf_counter() - start
+    write_lists(out, read.user_ids, item_ids, np.concatenate(lists))
+    figures = {"users": len(read), "seconds": seconds, "users_per_second": len(read) / seconds}
+    if as_json:
+        print_json(figures)
+        return
+    print_table(list(figures), [list(figures.values())])
+    message(f"Wrote {out}")
+
+
+def evaluate(
+    model: opt.Recommender,
+    sequences: Sequences,
+    ks: Annotated[str, typer.Option("--ks", help="Lengths of the lists.")] = "5,10",
+    split: Annotated[
+        opt.Split, typer.Option(help="Which held-out item of each user to predict.")
+    ] = opt.Split.TEST,
+    keep_seen: opt.KeepSeen = False,
+    user_column: opt.UserColumn = "user",
+    item_column: opt.ItemColumn = "item",
+    time_column: opt.TimeColumn = "timestamp",
+    device: opt.Device = "cpu",
+    threads: opt.Threads = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Rank all items for every user, and look where the next one stands.
+
+    SEQUENCES are those of `train`, whole: each user's last item is the test, the one before it the
+    validation. Cold are users whose next item nobody has in training.
+    """
+    from rqtoolkit.cli.semantic_ids.session import read_sequences, working
+    from rqtoolkit.semantic_ids.recommend import evaluate_next_item
+    from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
+
+    lengths = list(dict.fromkeys(opt.numbers("--ks", ks)))
+    recommender = GenerativeRecommender.load(model, device=opt.check_device(device))
+    columns = user_column, item_column, time_column
+    read = read_sequences(sequences, recommender.ids.item_ids, *columns)
+    with working(threads) as progress:
+        found = evaluate_next_item(
+            recommender,
+            read,
+            split=split.value,
+            ks=lengths,
+            mask_seen=not keep_seen,
+            progress=progress,
+        )
+    if as_json:
+        print_json(found.to_json())
+        return
+    _print(found, lengths)
+
+
+def _print(found: "Evaluation", ks: list[int]) -> None:
+    parts = {"all": found.all, "warm": found.warm, "cold": found.cold}
+    heads = [f"{name}@{k}" for name in ("recall", "ndcg") for k in ks]
+    rows = [
+        [name, part.users, *part.recall.values(), *part.ndcg.values()]
+        for name, part in parts.items()
+    ]
+    print_table(["users", "count", *heads], rows)
+    print(f"{found.items} items ranked for the {found.split}; ties: {found.ties}")
