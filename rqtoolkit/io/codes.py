@@ -16,6 +16,8 @@ from rqtoolkit.io.tables import Table, open_table, write_table
 
 __all__ = ["CodeTable", "PackedTable", "open_codes", "read_codes", "write_codes"]
 
+_MOST_ENTRIES = 2**31  # of a level, where nobody says
+
 
 class CodeTable:
     """Codes of a file, checked against the codebook sizes as they are read.
@@ -51,14 +53,15 @@ class CodeTable:
             DataError: If a code leaves [0, codebook_size).
         """
         done = 0
+        limits = np.full(self.depth, _MOST_ENTRIES) if self._sizes is None else self._sizes
         for chunk in self._table.chunks(rows):
-            wrong = chunk < 0 if self._sizes is None else (chunk < 0) | (chunk >= self._sizes)
+            wrong = (chunk < 0) | (chunk >= limits)
             if wrong.any():
                 row, level = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-                limit = "" if self._sizes is None else f" below {self._sizes[level]}"
                 raise DataError(
-                    f"{self.path}: codes of level {level} have to be from 0{limit}; "
-                    f"got {chunk[row, level]} in row {done + row}. Name the model that made them."
+                    f"{self.path}: codes of level {level} have to be from 0 below "
+                    f"{limits[level]}; got {chunk[row, level]} in row {done + row}. "
+                    "Name the model that made them."
                 )
             yield chunk.astype(np.int64)
             done += len(chunk)

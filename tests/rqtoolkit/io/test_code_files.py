@@ -46,7 +46,7 @@ def test_codes_may_stop_at_an_earlier_level(tmp_path):
         (CODES, (300, 7), ShapeError, "depth 3 but the quantizer has depth 2"),
         (CODES, (300, 7, 1), DataError, "level 2 .* below 1; got 1"),
         (CODES - 1, SIZES, DataError, "from 0 below"),
-        (CODES - 1, None, DataError, "from 0; got -1"),
+        (CODES - 1, None, DataError, f"from 0 below {2**31}; got -1"),
         (CODES.astype(float), SIZES, DataError, "float64"),
         (CODES[0], SIZES, ShapeError, "two axes"),
         (CODES.astype(np.uint64) + np.uint64(2**63), SIZES, DataError, "below 300"),
@@ -82,3 +82,9 @@ def test_packed_rows_of_other_sizes_are_refused(tmp_path):
         list(open_codes(tmp_path / "c.npy", codebook_sizes=[257, 7, 2], packed=True).chunks(20))
     with pytest.raises(ConfigError, match="no bits"):
         write_codes(tmp_path / "d.npy", [CODES], rows=20, codebook_sizes=[1, 1], packed=True)
+
+
+def test_numbers_that_are_no_codes_are_refused_without_sizes(tmp_path):
+    np.save(tmp_path / "codes.npy", np.array([[1, 2], [3, 2**63 + 5]], dtype=np.uint64))
+    with pytest.raises(DataError, match=f"got {2**63 + 5} in row 1"):
+        read_codes(tmp_path / "codes.npy")
