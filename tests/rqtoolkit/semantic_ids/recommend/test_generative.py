@@ -10,6 +10,7 @@ from rqtoolkit.semantic_ids import SemanticIDs
 from rqtoolkit.semantic_ids.recommend import Sequences, evaluate_next_item
 from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
 from rqtoolkit.semantic_ids.recommend.training import Settings, train
+from rqtoolkit.semantic_ids.recommend.tuning import choose_codes_share
 
 ITEMS = 36
 NAMES = np.array([f"item {number:02}" for number in range(ITEMS + 3)])
@@ -58,6 +59,20 @@ def test_the_codes_alone_learn_it_too(fitted, sequences, monkeypatch):
     monkeypatch.setattr(fitted, "codes_share", 1e6)
     monkeypatch.setattr(fitted, "new_item_boost", -100.0)
     assert evaluate_next_item(fitted, sequences).all.recall[5] > 0.6  # 5 of 30 by chance
+
+
+def test_the_share_of_the_codes_is_what_validates_best(fitted, sequences, monkeypatch):
+    validation = sequences.leave_one_out().validation
+    monkeypatch.setattr(fitted, "codes_share", 0.1)
+    chosen = choose_codes_share(fitted, validation, shares=(0.0, 0.3, 1e6))
+    gains = {}
+    for share in (0.0, 0.3, 1e6):
+        fitted.codes_share = share
+        evaluation = evaluate_next_item(fitted, sequences, split="validation")
+        gains[share] = evaluation.all.ndcg[10]
+    assert gains[chosen] == max(gains.values())
+    with pytest.raises(ConfigError, match="choose_codes_share"):
+        choose_codes_share(fitted, validation, shares=())
 
 
 def test_as_many_beams_as_items_give_the_exact_list(fitted, sequences):
