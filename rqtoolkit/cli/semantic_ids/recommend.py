@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,27 +29,56 @@ def train(
     folder: opt.Folder,
     sequences: Sequences,
     out: opt.NewFolder,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the sequences, at most.")] = 12,
-    batch_size: Annotated[int, typer.Option(min=1, help="Users a step.")] = 256,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW at its highest.")] = 1e-3,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.05,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Passes over the sequences, at most.", show_default="10"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Users a step.", show_default="256")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of AdamW at its highest.", show_default="0.001")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Of matrices.", show_default="0.05")
+    ] = None,
     patience: Annotated[
-        int, typer.Option(min=1, help="Epochs without a better validation to wait for one.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            min=1, help="Epochs without a better validation to wait for one.", show_default="3"
+        ),
+    ] = None,
     history_length: Annotated[
-        int, typer.Option(min=1, help="Items of a history that are read, the last ones.")
-    ] = 50,
-    dim: Annotated[int, typer.Option(min=1, help="Width.")] = 128,
-    body_layers: Annotated[int, typer.Option(min=1, help="Blocks over the history.")] = 2,
-    depth_layers: Annotated[int, typer.Option(min=1, help="Blocks over the codes.")] = 1,
-    num_heads: Annotated[int, typer.Option(min=1, help="Attention heads; divides --dim.")] = 2,
-    dropout: Annotated[float, typer.Option(help="While training.")] = 0.3,
+        int | None,
+        typer.Option(
+            min=1, help="Items of a history that are read, the last ones.", show_default="50"
+        ),
+    ] = None,
+    dim: Annotated[int | None, typer.Option(min=1, help="Width.", show_default="128")] = None,
+    body_layers: Annotated[
+        int | None, typer.Option(min=1, help="Blocks over the history.", show_default="2")
+    ] = None,
+    depth_layers: Annotated[
+        int | None, typer.Option(min=1, help="Blocks over the codes.", show_default="1")
+    ] = None,
+    num_heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads; divides --dim.", show_default="2")
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="While training.", show_default="0.3")] = (
+        None
+    ),
     memory_dropout: Annotated[
-        float, typer.Option(help="Chance of training without an item's memory; helps new items.")
-    ] = 0.1,
+        float | None,
+        typer.Option(help="Chance of training without an item's memory.", show_default="0.1"),
+    ] = None,
     codes_share: Annotated[
-        float, typer.Option(help="Weight of the codes in the score of an item.")
-    ] = 0.3,
+        float | None,
+        typer.Option(help="Weight of the codes in the score of an item.", show_default="0.1"),
+    ] = None,
+    new_item_boost: Annotated[
+        float | None,
+        typer.Option(help="Nats added to the scores of new items.", show_default="2.0"),
+    ] = None,
     autocast: Annotated[bool, typer.Option(help="Compute products in bfloat16.")] = True,
     hold_out: Annotated[
         bool, typer.Option(help="Keep each user's last two items for validation and test.")
@@ -69,24 +98,31 @@ def train(
     """
     from rqtoolkit.cli.semantic_ids.session import check_new_folder, read_sequences, working
     from rqtoolkit.semantic_ids import SemanticIDs
-    from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
+    from rqtoolkit.semantic_ids.recommend import GenerativeRecommender
 
     checkpoint = check_new_folder(out).with_name(f"{out.name}.training.safetensors")
     catalogue = SemanticIDs.load(folder)
     columns = user_column, item_column, time_column
     interactions = read_sequences(sequences, catalogue.item_ids, *columns)
-    recommender = GenerativeRecommender(
-        catalogue,
-        history_length=history_length,
-        dim=dim,
-        body_layers=body_layers,
-        depth_layers=depth_layers,
-        num_heads=num_heads,
-        dropout=dropout,
-        memory_dropout=memory_dropout,
-        codes_share=codes_share,
-        autocast=autocast,
-    )
+    shape = {
+        "history_length": history_length,
+        "dim": dim,
+        "body_layers": body_layers,
+        "depth_layers": depth_layers,
+        "num_heads": num_heads,
+        "dropout": dropout,
+        "memory_dropout": memory_dropout,
+        "codes_share": codes_share,
+        "new_item_boost": new_item_boost,
+    }
+    settings = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "patience": patience,
+    }
+    recommender = GenerativeRecommender(catalogue, **_given(shape), autocast=autocast)
     known, validation = interactions, None
     if hold_out:
         known, validation, _ = interactions.leave_one_out()
@@ -97,11 +133,7 @@ def train(
         log = recommender.fit(
             known,
             validation=validation,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            patience=patience,
+            **_given(settings),
             checkpoint=checkpoint,
             device=opt.check_device(device),
             seed=seed,
@@ -147,7 +179,7 @@ def recommend(
     from rqtoolkit.cli.semantic_ids.items import read_ids, write_lists
     from rqtoolkit.cli.semantic_ids.session import read_sequences, working
     from rqtoolkit.io.tables import check_suffix
-    from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
+    from rqtoolkit.semantic_ids.recommend import GenerativeRecommender
 
     check_suffix(opt.check_file(out, histories, items), (".parquet", ".txt"))
     recommender = GenerativeRecommender.load(model, device=opt.check_device(device))
@@ -181,6 +213,9 @@ def evaluate(
         opt.Split, typer.Option(help="Which held-out item of each user to predict.")
     ] = opt.Split.TEST,
     keep_seen: opt.KeepSeen = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Beside what counting alone achieves.")
+    ] = False,
     user_column: opt.UserColumn = "user",
     item_column: opt.ItemColumn = "item",
     time_column: opt.TimeColumn = "timestamp",
@@ -194,34 +229,52 @@ def evaluate(
     validation. Cold are users whose next item nobody has in training.
     """
     from rqtoolkit.cli.semantic_ids.session import read_sequences, working
-    from rqtoolkit.semantic_ids.recommend import evaluate_next_item
-    from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
+    from rqtoolkit.semantic_ids.recommend import (
+        CoOccurrence,
+        GenerativeRecommender,
+        Markov,
+        Popularity,
+        evaluate_next_item,
+    )
 
     lengths = list(dict.fromkeys(opt.numbers("--ks", ks)))
     recommender = GenerativeRecommender.load(model, device=opt.check_device(device))
     columns = user_column, item_column, time_column
     read = read_sequences(sequences, recommender.ids.item_ids, *columns)
+    judged: dict[str, Any] = {"generative": recommender}
+    if baselines:
+        known = read.leave_one_out().train
+        judged |= {"popularity": Popularity(known), "markov": Markov(known)}
+        judged["co-occurrence"] = CoOccurrence(known)
+    found = {}
     with working(threads) as progress:
-        found = evaluate_next_item(
-            recommender,
-            read,
-            split=split.value,
-            ks=lengths,
-            mask_seen=not keep_seen,
-            progress=progress,
-        )
+        for name, one in judged.items():
+            found[name] = evaluate_next_item(
+                one,
+                read,
+                split=split.value,
+                ks=lengths,
+                mask_seen=not keep_seen,
+                progress=progress,
+            )
     if as_json:
-        print_json(found.to_json())
+        print_json({name: one.to_json() for name, one in found.items()})
         return
     _print(found, lengths)
 
 
-def _print(found: "Evaluation", ks: list[int]) -> None:
-    parts = {"all": found.all, "warm": found.warm, "cold": found.cold}
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given; the others stay the library's."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _print(found: "dict[str, Evaluation]", ks: list[int]) -> None:
     heads = [f"{name}@{k}" for name in ("recall", "ndcg") for k in ks]
     rows = [
-        [name, part.users, *part.recall.values(), *part.ndcg.values()]
-        for name, part in parts.items()
+        [name, users, part.users, *part.recall.values(), *part.ndcg.values()]
+        for name, one in found.items()
+        for users, part in (("all", one.all), ("warm", one.warm), ("cold", one.cold))
     ]
-    print_table(["users", "count", *heads], rows)
-    print(f"{found.items} items ranked for the {found.split}; ties: {found.ties}")
+    print_table(["recommender", "users", "count", *heads], rows)
+    rules = next(iter(found.values()))
+    print(f"{rules.items} items ranked for the {rules.split}; ties: {rules.ties}")

@@ -27,7 +27,14 @@ def install(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["quantize", "--help"], ["quantize", "fit", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["quantize", "--help"],
+        ["quantize", "fit", "--help"],
+        ["semantic-ids", "assign", "--help"],
+    ],
 )
 def test_help_and_version_load_neither_torch_nor_faiss(arguments):
     script = (

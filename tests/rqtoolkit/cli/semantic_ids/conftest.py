@@ -1,0 +1,100 @@
+"""Files that several tests of `rqtool semantic-ids` start from, made once."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rqtoolkit.cli.app import main
+
+ITEMS, NEW, DIM = 120, 20, 6
+SMALL = ["--codebook-size", 8, "--set", "rounds=1", "--set", "starts=1"]
+
+
+def _run(*words: object) -> None:
+    assert main(["semantic-ids", *map(str, words)]) == 0
+
+
+@pytest.fixture(scope="session")
+def small() -> list[object]:
+    """Return options of a quick fit."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory) -> Path:
+    """Return a folder with embeddings, ids, histories, and semantic IDs `ids` of integer items."""
+    folder = tmp_path_factory.mktemp("shop")
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(6, DIM)) * 2
+    x = (kinds[np.arange(ITEMS + NEW) % 6] + rng.normal(size=(ITEMS + NEW, DIM))).astype("f4")
+    names = [f"i{row:03d}" for row in range(ITEMS + NEW)]
+    np.save(folder / "x.npy", x[:ITEMS])
+    np.save(folder / "new.npy", x[ITEMS:])
+    np.savez(folder / "two.npz", old=x[:ITEMS], new=x[ITEMS:])
+    (folder / "new.txt").write_text("".join(f"{row}\n" for row in range(ITEMS, ITEMS + NEW)))
+    (folder / "names.txt").write_text("".join(f"{name}\n" for name in names[:ITEMS]))
+    (folder / "groups.txt").write_text(
+        "".join(f"{row}\tkind {row % 6}\n" for row in range(1, ITEMS))
+    )
+    columns = {"name": names[:ITEMS], "vector": list(x[:ITEMS])}
+    labels = [f"kind {row % 6}" if row else None for row in range(ITEMS)]
+    pq.write_table(pa.table(columns | {"label": labels}), folder / "x.parquet")
+    lines = [
+        f"u{user} " + " ".join(map(str, rng.permutation(20)[:6] * 6 + user % 6))
+        for user in range(30)
+    ]
+    (folder / "histories.txt").write_text("\n".join(lines) + "\n")
+    _run("fit", folder / "x.npy", *SMALL, "--encoder", "toy", "--out", folder / "ids")
+    return folder
+
+
+@pytest.fixture
+def catalogue(shop, tmp_path) -> Path:
+    """Return a copy of the semantic IDs, to be changed."""
+    return Path(shutil.copytree(shop / "ids", tmp_path / "catalogue"))
+
+
+@pytest.fixture
+def run():
+    """Return a function that runs `rqtool semantic-ids ...`, which has to succeed."""
+    return _run
+
+
+@pytest.fixture
+def run_json(capsys):
+    """Return a function that runs `rqtool semantic-ids ... --json` and returns what it prints."""
+
+    def run_and_read(*words: object) -> dict:
+        capsys.readouterr()
+        _run(*words, "--json")
+        out, error = capsys.readouterr()
+        assert error == ""
+        return json.loads(out)
+
+    return run_and_read
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Return a check for exit code 2, one line on stderr, nothing on stdout, no file changed."""
+
+    def check(words: list[object], message: str) -> None:
+        before = _files(tmp_path)
+        capsys.readouterr()
+        code = main(["semantic-ids", *map(str, words)])
+        out, error = capsys.readouterr()
+        assert (code, out, error.count("\n")) == (2, "", 1), error
+        assert error.startswith("Error: ")
+        assert message in error
+        assert _files(tmp_path) == before
+
+    return check
+
+
+def _files(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
