@@ -71,3 +71,10 @@ def test_json_has_no_nan(capsys):
 def test_table(capsys):
     console.print_table(["depth", "mse"], [[1, 0.123456789], [10, 2.0]])
     assert capsys.readouterr().out.split() == ["depth", "mse", "1", "0.12346", "10", "2"]
+
+
+def test_a_table_wider_than_the_terminal_is_not_cut(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    cells = [f"a-rather-long-word-{place}" for place in range(8)]
+    console.print_table([f"column_{place}" for place in range(8)], [cells])
+    assert capsys.readouterr().out.splitlines()[1].split() == cells
