@@ -39,6 +39,7 @@ __all__ = [
     "Recommender",
     "Seed",
     "Settings",
+    "SkipUnknown",
     "Split",
     "Style",
     "Threads",
@@ -122,4 +123,8 @@ TimeColumn = Annotated[
 ]
 KeepSeen = Annotated[
     bool, typer.Option("--keep-seen", help="Do not leave out what a user has had.")
+]
+SkipUnknown = Annotated[
+    bool,
+    typer.Option("--skip-unknown", help="Leave out interactions with items without semantic ID."),
 ]

@@ -83,6 +83,7 @@ def train(
     hold_out: Annotated[
         bool, typer.Option(help="Keep each user's last two items for validation and test.")
     ] = True,
+    skip_unknown: opt.SkipUnknown = False,
     user_column: opt.UserColumn = "user",
     item_column: opt.ItemColumn = "item",
     time_column: opt.TimeColumn = "timestamp",
@@ -103,7 +104,7 @@ def train(
     checkpoint = check_new_folder(out).with_name(f"{out.name}.training.safetensors")
     catalogue = SemanticIDs.load(folder)
     columns = user_column, item_column, time_column
-    interactions = read_sequences(sequences, catalogue.item_ids, *columns)
+    interactions = read_sequences(sequences, catalogue.item_ids, columns, skip_unknown=skip_unknown)
     shape = {
         "history_length": history_length,
         "dim": dim,
@@ -166,6 +167,7 @@ def recommend(
         int | None,
         typer.Option(min=1, help="Search so many beams in place of scoring all items."),
     ] = None,
+    skip_unknown: opt.SkipUnknown = False,
     user_column: opt.UserColumn = "user",
     item_column: opt.ItemColumn = "item",
     time_column: opt.TimeColumn = "timestamp",
@@ -184,7 +186,8 @@ def recommend(
     check_suffix(opt.check_file(out, histories, items), (".parquet", ".txt"))
     recommender = GenerativeRecommender.load(model, device=opt.check_device(device))
     item_ids = recommender.ids.item_ids
-    read = read_sequences(histories, item_ids, user_column, item_column, time_column)
+    columns = user_column, item_column, time_column
+    read = read_sequences(histories, item_ids, columns, skip_unknown=skip_unknown)
     allowed = None if items is None else read_ids(items, item_ids)
     lists = [np.empty((0, k), np.int64)]
     start = time.perf_counter()
@@ -216,6 +219,7 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Beside what counting alone achieves.")
     ] = False,
+    skip_unknown: opt.SkipUnknown = False,
     user_column: opt.UserColumn = "user",
     item_column: opt.ItemColumn = "item",
     time_column: opt.TimeColumn = "timestamp",
@@ -240,7 +244,8 @@ def evaluate(
     lengths = list(dict.fromkeys(opt.numbers("--ks", ks)))
     recommender = GenerativeRecommender.load(model, device=opt.check_device(device))
     columns = user_column, item_column, time_column
-    read = read_sequences(sequences, recommender.ids.item_ids, *columns)
+    item_ids = recommender.ids.item_ids
+    read = read_sequences(sequences, item_ids, columns, skip_unknown=skip_unknown)
     judged: dict[str, Any] = {"generative": recommender}
     if baselines:
         known = read.leave_one_out().train

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rqtoolkit.cli.console import message, progress_bar
 from rqtoolkit.cli.semantic_ids.items import ids_of_words, read_ids
-from rqtoolkit.errors import ArtifactError, ConfigError
+from rqtoolkit.errors import ArtifactError, ConfigError, DataError
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.functional.threads import limited_threads
 from rqtoolkit.io.vectors import open_vectors
@@ -109,15 +109,41 @@ def version_figures(ids: "SemanticIDs") -> dict[str, Any]:
 
 
 def read_sequences(
-    path: Path, item_ids: NDArray, user_column: str, item_column: str, time_column: str
+    path: Path,
+    item_ids: NDArray,
+    columns: tuple[str, str, str],
+    *,
+    skip_unknown: bool = False,
 ) -> "Sequences":
-    """Read interactions with the items of a catalogue."""
+    """Read interactions with the items of a catalogue.
+
+    Args:
+        path: Text or Parquet, as for `Sequences.read`.
+        item_ids: The catalogue, shape (N,).
+        columns: Names of users, items and times; the last may be empty.
+        skip_unknown: Leave out interactions with other items.
+
+    Raises:
+        DataError: If there are any, and they are not to be left out.
+    """
+    from rqtoolkit.semantic_ids.items import RowIndex, check_kind
     from rqtoolkit.semantic_ids.recommend import Sequences
 
-    return Sequences.read(
-        path,
-        item_ids=item_ids,
-        user_column=user_column,
-        item_column=item_column,
-        time_column=time_column or None,
-    )
+    names = dict(zip(("user_column", "item_column", "time_column"), columns, strict=True))
+    read = Sequences.read(path, **names | {"time_column": columns[2] or None})
+    found = read.item_ids
+    if path.suffix.lower() != ".parquet" and item_ids.dtype.kind == "U":
+        found = found.astype(str)  # numbers of a text file may be words of the catalogue
+    check_kind(str(path), found, item_ids)
+    rows = RowIndex(item_ids).find(found)[read.items]
+    known = rows >= 0
+    if not known.all() and not skip_unknown:
+        unknown = found[read.items[~known]]
+        raise DataError(
+            f"{path}: {len(np.unique(unknown))} items have no semantic ID, such as "
+            f"{unknown[0].item()!r}. Add them, or pass --skip-unknown."
+        )
+    if not known.all():
+        message(f"Left out {(~known).sum()} of {len(known)} interactions: no semantic ID")
+    kept = np.concatenate([[0], np.cumsum(known)])
+    return Sequences(rows[known], kept[read.offsets], item_ids, read.user_ids)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import typer
 
 from rqtoolkit.cli.app import app, main
+from rqtoolkit.cli.semantic_ids.session import read_sequences
 from rqtoolkit.semantic_ids.recommend import GenerativeRecommender, Sequences, evaluate_next_item
 
 TINY = ["--dim", 8, "--body-layers", 1, "--depth-layers", 1, "--num-heads", 1, "--epochs", 2]
@@ -74,7 +76,7 @@ def test_train_takes_every_option(shop, tmp_path, run_json):
         "--device",
         "cpu",
     ]
-    words = [*TINY, *names, *others, "--no-hold-out", "--out", tmp_path / "m"]
+    words = [*TINY, *names, *others, "--no-hold-out", "--skip-unknown", "--out", tmp_path / "m"]
     found = run_json("train", shop / "ids", file, *words)
     assert found["users"] == 30
     assert [epoch["number"] for epoch in found["epochs"]] == [1, 2]
@@ -156,16 +158,29 @@ def test_recommend_among_some_items_seen_or_not(shop, model, tmp_path, run):
 
 
 def test_added_items_are_recommended_at_once(shop, model, tmp_path, run):
-    grown = tmp_path / "grown"
-    run("add", model, shop / "new.npy", "--ids", shop / "new.txt", "--out", grown)
-    (grown / "recommender.safetensors").write_bytes(
-        (model / "recommender.safetensors").read_bytes()
-    )
+    grown = shutil.copytree(model, tmp_path / "grown")
+    run("add", grown, shop / "new.npy", "--ids", shop / "new.txt")
     words = ["--items", shop / "new.txt", "--k", 5, "--out", tmp_path / "l.parquet"]
     run("recommend", grown, shop / "histories.txt", *words)
     items = pq.read_table(tmp_path / "l.parquet")["item"].to_pylist()
     assert len(items) == 5 * 30
     assert set(items) <= set(range(120, 140))
+
+
+def test_unknown_items_are_left_out_on_demand(model, tmp_path, run, capsys):
+    (tmp_path / "odd.txt").write_text("a 1 5000 7\nb 6000\nc 13\n")
+    (tmp_path / "even.txt").write_text("a 1 7\nb\nc 13\n")
+    run("recommend", model, tmp_path / "odd.txt", "--skip-unknown", "--out", tmp_path / "l.txt")
+    assert "Left out 2 of 5 interactions" in capsys.readouterr().err
+    run("recommend", model, tmp_path / "even.txt", "--out", tmp_path / "m.txt")
+    assert (tmp_path / "l.txt").read_text() == (tmp_path / "m.txt").read_text()
+
+
+def test_numbers_in_text_may_be_words_of_the_catalogue(tmp_path):
+    (tmp_path / "h.txt").write_text("a 1 7\nb 7\n")
+    catalogue, columns = np.array(["7", "x", "1"]), ("user", "item", "timestamp")
+    read = read_sequences(tmp_path / "h.txt", catalogue, columns)
+    assert (read.items.tolist(), read.offsets.tolist()) == ([2, 0, 0], [0, 2, 3])
 
 
 def test_evaluate_is_the_library_s(shop, model, tmp_path, run, run_json, capsys):
