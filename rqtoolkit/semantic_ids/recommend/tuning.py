@@ -22,8 +22,8 @@ def choose_codes_share(
 ) -> float:
     """Set `codes_share` of a fitted recommender to what gives the best NDCG@10.
 
-    The codes are learned more slowly than the items: after a short training they should count for
-    little or nothing, after a longer one they add to the items' scores.
+    Whether the codes add to the items' scores or take from them differs from training to training:
+    it is to be measured.
 
     Args:
         recommender: Fitted.
