@@ -16,15 +16,16 @@ from torch import Tensor
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
 from rqtoolkit.functional.assign import chunk_slices
 from rqtoolkit.functional.progress import Progress
+from rqtoolkit.quantizers.autoencoder import ResidualAutoencoder
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.semantic_ids.matching import (
     CHUNK_BYTES,
     Rows,
     crowded_buckets,
     match_buckets,
-    relocate,
     share_by_rank,
 )
+from rqtoolkit.semantic_ids.relocation import relocate
 from rqtoolkit.semantic_ids.spilling import spill
 from rqtoolkit.semantic_ids.stacks import Codes, TakenCodes, place_in_group, stack_numbers
 
@@ -122,7 +123,8 @@ def match_codes(
     this prefix are matched anew, at the least squared error in total. Of more items than the last
     level has codes, those that lose least by it move on to their next best prefix first. At last,
     items that had to give way move to free codes after another prefix where those are nearer.
-    Among identical vectors, those of lower rank get the better codes.
+    Among identical vectors, those of lower rank get the better codes. Errors are those of
+    decoding, of a `ResidualAutoencoder` those of its latents, by which it encodes.
 
     Args:
         quantizer: Fitted.
@@ -148,6 +150,8 @@ def match_codes(
     sizes = quantizer.codebook_sizes
     taken = np.empty((0, len(sizes)), np.int64) if taken is None else taken
     rows, by_rank = _by_rank("match_codes", quantizer, x, order)
+    if isinstance(quantizer, ResidualAutoencoder):
+        rows, quantizer = _latent_rows(quantizer, rows), quantizer.quantizer
     _check_shapes("match_codes", x, order, taken, len(sizes))
     _check_room(len(by_rank), len(taken), sizes)
 
@@ -182,6 +186,11 @@ def _by_rank(
         return torch.as_tensor(some).to(device, torch.float32)
 
     return rows, by_rank
+
+
+def _latent_rows(autoencoder: ResidualAutoencoder, rows: Rows) -> Rows:
+    """Return a function that gives latents, in which an autoencoder's codes are sums."""
+    return lambda ranks: autoencoder.latents(rows(ranks))
 
 
 def _check_shapes(
