@@ -129,8 +129,8 @@ def read_sequences(
     from rqtoolkit.semantic_ids.items import RowIndex, check_kind
     from rqtoolkit.semantic_ids.recommend import Sequences
 
-    names = dict(zip(("user_column", "item_column", "time_column"), columns, strict=True))
-    read = Sequences.read(path, **names | {"time_column": columns[2] or None})
+    user, item, time = columns
+    read = Sequences.read(path, user_column=user, item_column=item, time_column=time or None)
     found = read.item_ids
     if path.suffix.lower() != ".parquet" and item_ids.dtype.kind == "U":
         found = found.astype(str)  # numbers of a text file may be words of the catalogue
