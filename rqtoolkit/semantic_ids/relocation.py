@@ -51,7 +51,7 @@ def relocate(
         if not len(asking):
             break
         wanted, stacks = np.unique(listed[asking, option], return_inverse=True)
-        order = np.lexsort([option, asking, -gained[asking, option]])
+        order = np.lexsort((option, asking, -gained[asking, option]))
         given = _give(asking[order], stacks[order], len(waiting), len(wanted))
         moving = given >= 0
         codes[items[waiting[moving]]] = stacks_of(wanted[given[moving]], used.sizes)
