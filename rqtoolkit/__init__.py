@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rqtoolkit.quantizers import (
         GroupedResidualQuantizer,
         NeuralResidualQuantizer,
+        ResidualAutoencoder,
         ResidualQuantizer,
         load_quantizer,
     )
@@ -21,6 +22,7 @@ __all__ = [
     "GroupedResidualQuantizer",
     "NeuralResidualQuantizer",
     "RQTransformer",
+    "ResidualAutoencoder",
     "ResidualKMeans",
     "ResidualQuantizer",
     "SemanticIDs",
@@ -33,6 +35,7 @@ _HOMES = {
     "GroupedResidualQuantizer": "rqtoolkit.quantizers",
     "NeuralResidualQuantizer": "rqtoolkit.quantizers",
     "RQTransformer": "rqtoolkit.transformer",
+    "ResidualAutoencoder": "rqtoolkit.quantizers",
     "ResidualKMeans": "rqtoolkit.estimators",
     "ResidualQuantizer": "rqtoolkit.quantizers",
     "SemanticIDs": "rqtoolkit.semantic_ids",

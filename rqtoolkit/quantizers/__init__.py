@@ -1,5 +1,6 @@
 """Quantizers as torch modules."""
 
+from rqtoolkit.quantizers.autoencoder import ResidualAutoencoder
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.grouped import GroupedResidualQuantizer
 from rqtoolkit.quantizers.loading import load_quantizer
@@ -13,6 +14,7 @@ __all__ = [
     "NeuralResidualQuantizer",
     "Quantizer",
     "QuantizerOutput",
+    "ResidualAutoencoder",
     "ResidualQuantizer",
     "SoftCodes",
     "load_quantizer",

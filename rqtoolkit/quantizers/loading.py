@@ -6,6 +6,7 @@ import torch
 
 from rqtoolkit.errors import ArtifactError
 from rqtoolkit.io.artifact import artifact_class
+from rqtoolkit.quantizers.autoencoder import ResidualAutoencoder
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.grouped import GroupedResidualQuantizer
 from rqtoolkit.quantizers.neural import NeuralResidualQuantizer
@@ -15,7 +16,12 @@ __all__ = ["load_quantizer", "quantizer_kind"]
 
 _KINDS: dict[str, type[Quantizer]] = {
     kind.__name__: kind
-    for kind in (ResidualQuantizer, GroupedResidualQuantizer, NeuralResidualQuantizer)
+    for kind in (
+        ResidualQuantizer,
+        GroupedResidualQuantizer,
+        NeuralResidualQuantizer,
+        ResidualAutoencoder,
+    )
 }
 
 

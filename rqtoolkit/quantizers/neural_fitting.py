@@ -13,7 +13,7 @@ from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES
 from rqtoolkit.functional.progress import Progress, report
 from rqtoolkit.quantizers.neural_search import NeuralLevels
 
-__all__ = ["Training", "held_out_rows", "train_levels"]
+__all__ = ["Pace", "Training", "fast_products", "held_out_rows", "train_levels"]
 
 _WARM_UP = 100  # steps over which the learning rate rises
 _LONGEST_GRADIENT = 1.0
@@ -88,7 +88,8 @@ def train_levels(
         Held-out error with the final beam, as a share of the one at the start.
     """
     optimizer = torch.optim.AdamW(_groups(levels), lr=training.learning_rate)
-    pace = _Pace(training, steps=training.epochs * math.ceil(len(x) / training.batch_size))
+    steps = training.epochs * math.ceil(len(x) / training.batch_size)
+    pace = Pace(steps, training.deadline)
     start = best = _state(levels)
     searched = {"beam": training.beam, "candidates": training.candidates}
     least, waited = _mean_error(levels, held_out, **searched), 0
@@ -119,15 +120,19 @@ def train_levels(
     return 1.0
 
 
-class _Pace:
+class Pace:
     """The learning rate as a share of the highest: a short rise, then half a cosine to zero.
 
     With a deadline, the share of the time that is gone counts where it is ahead of the steps.
+
+    Args:
+        steps: Steps of the training, at most.
+        deadline: On the clock of `time.monotonic`, or None.
     """
 
-    def __init__(self, training: Training, steps: int) -> None:
+    def __init__(self, steps: int, deadline: float | None) -> None:
         self.steps, self.done = steps, 0
-        self.start, self.deadline = time.monotonic(), training.deadline
+        self.start, self.deadline = time.monotonic(), deadline
 
     @property
     def fraction(self) -> float:
@@ -163,7 +168,7 @@ def _batches(rows: int, batch_size: int, generator: torch.Generator) -> Iterator
 def _step(
     levels: NeuralLevels, optimizer: torch.optim.Optimizer, x: Tensor, training: Training
 ) -> None:
-    with _fast(x.device):
+    with fast_products(x.device):
         loss = _loss(levels, x, _stacks(levels, x, training))
     optimizer.zero_grad()
     loss.backward()
@@ -214,7 +219,7 @@ def _loss(levels: NeuralLevels, x: Tensor, stacks: Tensor) -> Tensor:
 @torch.no_grad()
 def _mean_error(levels: NeuralLevels, x: Tensor, *, beam: int, candidates: int) -> float:
     """Squared error after encoding, summed over dim and averaged over vectors."""
-    with _fast(x.device):
+    with fast_products(x.device):
         codes = _encode(levels, x, beam, candidates)
         decoded = levels.normalize(levels.decode(codes, max_bytes=DEFAULT_MAX_BYTES))
     return float((x - decoded).square().sum(dtype=torch.float64)) / len(x)
@@ -224,7 +229,7 @@ def _state(levels: NeuralLevels) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in levels.state_dict().items()}
 
 
-def _fast(device: torch.device) -> torch.autocast:
+def fast_products(device: torch.device) -> torch.autocast:
     """Multiply in bfloat16 where the device does that faster than in float32."""
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
