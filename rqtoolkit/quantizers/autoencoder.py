@@ -25,6 +25,7 @@ from rqtoolkit.quantizers.residual import ResidualQuantizer
 __all__ = ["ResidualAutoencoder"]
 
 _FIT_ROWS_PER_CODE = 4096
+_STEPS_PER_EPOCH = 16  # at least
 _QUANTIZER = "quantizer."
 
 
@@ -179,7 +180,8 @@ class ResidualAutoencoder(Quantizer):
             X: Vectors, shape (N, dim), numpy (also memory-mapped) or torch, finite, N at least the
                 largest codebook size.
             epochs: Passes over the vectors, at most.
-            batch_size: Vectors a step.
+            batch_size: Vectors a step; a sixteenth of all where that is less, since few large
+                steps leave codebooks behind the networks, and codes unused.
             learning_rate: Of AdamW at its highest; it falls to zero as half a cosine.
             patience: Passes without a lower held-out error after which training ends.
             commitment_weight: Weight of the latents' distance to their codewords in the loss.
@@ -232,7 +234,7 @@ class ResidualAutoencoder(Quantizer):
         )
         training = Training(
             epochs=epochs,
-            batch_size=batch_size,
+            batch_size=max(1, min(batch_size, len(x) // _STEPS_PER_EPOCH)),
             learning_rate=learning_rate,
             patience=patience,
             commitment_weight=commitment_weight,

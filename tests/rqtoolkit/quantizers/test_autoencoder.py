@@ -77,6 +77,12 @@ def test_unit_vectors_do_not_collapse(fitted):
     assert distortion(new, quantizer.decode(quantizer.encode(new))) < 0.25 * variance
 
 
+def test_few_vectors_do_not_collapse():
+    x = embeddings(150)
+    codes = small().fit(x, epochs=30).encode(x)
+    assert min(usage(codes, [16] * 3)) > 0.9
+
+
 def test_each_level_lowers_the_error(fitted):
     quantizer, x = fitted
     codes = quantizer.encode(x)
