@@ -172,6 +172,11 @@ def load_start(
         ShapeError: If the vectors have another dimension.
     """
     quantizer = load_quantizer(path, device=device)
+    if not isinstance(quantizer, ResidualQuantizer | GroupedResidualQuantizer):
+        raise ConfigError(
+            f"--warm-start={path} holds a {type(quantizer).__name__}, which starts afresh. "
+            "Leave it out."
+        )
     method = next(name for name, kind in _KINDS.items() if isinstance(quantizer, kind))
     for name in _SHAPE:
         if _is_given(options.get(name)):
@@ -179,8 +184,6 @@ def load_start(
                 f"{_flag(name)} is settled by --warm-start={path}. Leave it out, or start afresh."
             )
     check_dim(quantizer, vectors)
-    if method == "neural":
-        raise ConfigError(f"--warm-start={path} holds a neural quantizer, which starts afresh.")
     given = {name: value for name, value in options.items() if name not in _SHAPE}
     return quantizer, method, check_options(method, given)
 
