@@ -19,7 +19,7 @@ from rqtoolkit.functional.threads import limited_threads
 
 __all__ = ["measure_memory"]
 
-WARM_UP = 2048  # rows, enough for what is compiled to be compiled
+WARM_UP = 2**14  # rows, enough for what is compiled to be loaded
 
 
 def measure_memory(

@@ -178,7 +178,8 @@ def check_finite(x: Tensor, where: str, rows: Tensor | None = None) -> None:
     Raises:
         DataError: If there are any.
     """
-    bad = ~(x.abs() <= LARGEST_VALUE).all(dim=1)
+    low, high = x.aminmax(dim=1)  # no copy of x
+    bad = ~((low >= -LARGEST_VALUE) & (high <= LARGEST_VALUE))  # nor is NaN
     if bool(bad.any()):
         first = int(bad.int().argmax())
         row = first if rows is None else int(rows[first])
@@ -258,7 +259,7 @@ def training_rows(
         with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
             X = torch.from_numpy(np.require(X, np.float32, ["C", "W"]))
     check_finite(X, where, rows)
-    largest = float(X.abs().max())
+    largest = max(abs(float(value)) for value in X.aminmax())
     if 0 < largest < _SMALLEST:
         raise DataError(
             f"{where}: the largest value of X is {largest:.3g}, too small for float32 to hold its "

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.arguments import check_count
+from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES, chunk_slices
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.artifact import check_tensors
 from rqtoolkit.quantizers import checks, faiss_bridge
@@ -24,6 +25,7 @@ __all__ = ["GroupedResidualQuantizer"]
 _ROTATIONS = (None, "random", "pca", "opq")
 _TURNS = 8  # of fitting and turning; the error hardly falls afterwards
 _TURN_ROWS = 2**15
+_TURNED_SHARE = 4  # of the bytes allowed, for vectors turned and cut
 
 
 class GroupedResidualQuantizer(Quantizer):
@@ -151,12 +153,16 @@ class GroupedResidualQuantizer(Quantizer):
         flat, shape = self._flatten(x, "encode")
         checks.check_finite(flat, self._name("encode"))
         beam = self.beam if beam is None else beam
-        codes = _interleave(
-            [
-                part.encode(piece, beam=beam, depth=depth, **settings)
-                for part, piece in zip(self._quantizers(), self._cut(flat), strict=True)
-            ]
-        )
+        levels = self.depth if depth is None else depth
+        codes = torch.empty(len(flat), levels * self.groups, dtype=torch.int64, device=flat.device)
+        budget = settings.get("max_bytes", DEFAULT_MAX_BYTES) // _TURNED_SHARE
+        for rows in chunk_slices(len(flat), 8 * self.dim, budget):
+            codes[rows] = _interleave(
+                [
+                    part.encode(piece, beam=beam, depth=depth, **settings)
+                    for part, piece in zip(self._quantizers(), self._cut(flat[rows]), strict=True)
+                ]
+            )
         return codes.reshape(*shape, codes.shape[1])
 
     @torch.no_grad()
