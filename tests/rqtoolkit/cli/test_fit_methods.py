@@ -161,7 +161,7 @@ def test_fit_measures_held_out_vectors(made, tmp_path, run_json):
 
 
 def test_encode_says_how_fast_it_was(made, tmp_path, monkeypatch, run_json):
-    monkeypatch.setattr(throughput, "gemm_rate", lambda dim, codewords, device: 1e3 * dim * codewords)
+    monkeypatch.setattr(throughput, "gemm_rate", lambda dim, codewords, **_: 1e3 * dim * codewords)
     out = tmp_path / "c.npy"
     found = run_json("encode", made / "model.safetensors", made / "x.npy", "--out", out)
     assert found["rows"] == 300
