@@ -145,13 +145,7 @@ class ResidualAutoencoder(Quantizer):
             DataError: If x has NaN or infinite values.
             ConfigError: If beam or depth is out of range.
         """
-        where = self._name("encode")
-        beam = check_count(where, "beam", self.beam if beam is None else beam)
-        depth = check_count(where, "depth", self.depth if depth is None else depth)
-        if depth > self.depth:
-            raise ConfigError(f"{where}: depth={depth} exceeds the quantizer's {self.depth}.")
-        flat, shape = self._flatten(x, "encode")
-        checks.check_finite(flat, where)
+        flat, shape, beam, depth = self._to_encode(x, beam, depth)
         latents = self._latents(flat, max_bytes)
         codes = self.quantizer.encode(latents, beam=beam, depth=depth, max_bytes=max_bytes)
         return codes.reshape(*shape, depth)

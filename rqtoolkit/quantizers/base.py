@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from rqtoolkit.errors import ArtifactError
+from rqtoolkit.errors import ArtifactError, ConfigError
+from rqtoolkit.functional.arguments import check_count
 from rqtoolkit.io.artifact import constructing, read_artifact, write_artifact
 from rqtoolkit.quantizers import checks
 
@@ -157,6 +158,29 @@ class Quantizer(nn.Module, ABC):
         where = self._name(method)
         last = checks.channels_last(x, where, self.dim, channels_first=self.channels_first)
         return last.reshape(-1, self.dim).float(), last.shape[:-1]
+
+    def _to_encode(
+        self, x: Tensor, beam: int | None, depth: int | None
+    ) -> tuple[Tensor, torch.Size, int, int]:
+        """Check what `encode` is given.
+
+        Returns:
+            x as (N, dim) float32, the shape of its other axes, the beam and the depth to use.
+
+        Raises:
+            ShapeError: If x does not have dim channels.
+            DataError: If x has NaN or infinite values.
+            ConfigError: If beam or depth is out of range.
+        """
+        where = self._name("encode")
+        beam = check_count(where, "beam", self.beam if beam is None else beam)
+        depth = check_count(where, "depth", self.depth if depth is None else depth)
+        if depth > self.depth:
+            raise ConfigError(f"{where}: depth={depth} exceeds the quantizer's {self.depth}.")
+        flat, shape = self._flatten(x, "encode")
+        if not torch.compiler.is_compiling():
+            checks.check_finite(flat, where)
+        return flat, shape, beam, depth
 
     def _restore(self, flat: Tensor, shape: Sequence[int]) -> Tensor:
         vectors = flat.reshape(*shape, self.dim)

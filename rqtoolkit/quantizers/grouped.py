@@ -150,11 +150,8 @@ class GroupedResidualQuantizer(Quantizer):
         Returns:
             Codes, shape (..., depth · groups), int64, level after level.
         """
-        flat, shape = self._flatten(x, "encode")
-        checks.check_finite(flat, self._name("encode"))
-        beam = self.beam if beam is None else beam
-        levels = self.depth if depth is None else depth
-        codes = torch.empty(len(flat), levels * self.groups, dtype=torch.int64, device=flat.device)
+        flat, shape, beam, depth = self._to_encode(x, beam, depth)
+        codes = torch.empty(len(flat), depth * self.groups, dtype=torch.int64, device=flat.device)
         budget = settings.get("max_bytes", DEFAULT_MAX_BYTES) // _TURNED_SHARE
         for rows in chunk_slices(len(flat), 8 * self.dim, budget):
             codes[rows] = _interleave(

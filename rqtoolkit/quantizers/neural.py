@@ -124,15 +124,9 @@ class NeuralResidualQuantizer(Quantizer):
             DataError: If x has NaN or infinite values.
             ConfigError: If beam, depth or candidates is out of range.
         """
-        where = self._name("encode")
-        beam = check_count(where, "beam", self.beam if beam is None else beam)
-        depth = check_count(where, "depth", self.depth if depth is None else depth)
+        flat, shape, beam, depth = self._to_encode(x, beam, depth)
         candidates = self.candidates if candidates is None else candidates
-        check_count(where, "candidates", candidates)
-        if depth > self.depth:
-            raise ConfigError(f"{where}: depth={depth} exceeds the quantizer's {self.depth}.")
-        flat, shape = self._flatten(x, "encode")
-        checks.check_finite(flat, where)
+        check_count(self._name("encode"), "candidates", candidates)
         with torch.autocast(x.device.type, enabled=False):
             codes = self.levels.encode(
                 self.levels.normalize(flat),

@@ -9,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rqtoolkit.errors import ConfigError
-from rqtoolkit.functional.arguments import check_count
 from rqtoolkit.functional.assign import (
     DEFAULT_MAX_BYTES,
     level_tables,
@@ -203,14 +201,7 @@ class ResidualQuantizer(Quantizer):
             DataError: If x has NaN or infinite values.
             ConfigError: If beam or depth is out of range.
         """
-        where = self._name("encode")
-        beam = check_count(where, "beam", self.beam if beam is None else beam)
-        depth = check_count(where, "depth", self.depth if depth is None else depth)
-        if depth > self.depth:
-            raise ConfigError(f"{where}: depth={depth} exceeds the quantizer's {self.depth}.")
-        flat, shape = self._flatten(x, "encode")
-        if not torch.compiler.is_compiling():
-            checks.check_finite(flat, where)
+        flat, shape, beam, depth = self._to_encode(x, beam, depth)
         refining = icm_rounds > 0 or perturbations > 0
         with torch.autocast(x.device.type, enabled=False):
             codes = encode_refined(

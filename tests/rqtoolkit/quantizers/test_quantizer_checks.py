@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from rqtoolkit import ResidualQuantizer
+from rqtoolkit import (
+    GroupedResidualQuantizer,
+    NeuralResidualQuantizer,
+    ResidualAutoencoder,
+    ResidualQuantizer,
+)
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
 
 
@@ -91,3 +96,30 @@ def test_no_target_beyond_the_bits_of_the_codes():
     x = np.random.default_rng(0).normal(size=(30, 4))
     with pytest.raises(ConfigError, match=r"target_bits=9\.5 exceeds.* 9 bits"):
         fitted().fit(x, target_bits=9.5)
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        ResidualQuantizer(4, 3, 8),
+        GroupedResidualQuantizer(4, 3, 8, groups=2),
+        NeuralResidualQuantizer(4, 3, 8, width=8),
+        ResidualAutoencoder(4, 3, 8, latent_dim=2, hidden=(8,)),
+    ],
+    ids=lambda quantizer: type(quantizer).__name__,
+)
+def test_every_kind_checks_what_it_encodes(quantizer):
+    name, x = type(quantizer).__name__, torch.randn(5, 4)
+    for settings, message in [
+        ({"beam": 0}, "beam=0 must be"),
+        ({"depth": 0}, "depth=0 must be"),
+        ({"depth": -1}, "depth=-1 must be"),
+        ({"depth": 4}, "depth=4 exceeds the quantizer's 3"),
+    ]:
+        with pytest.raises(ConfigError, match=f"{name}.encode: {message}"):
+            quantizer.encode(x, **settings)
+    with pytest.raises(DataError, match=rf"{name}.encode: .*first in row 1"):
+        quantizer.encode(torch.tensor([[0.0] * 4, [torch.nan] * 4]))
+    with pytest.raises(ShapeError, match=rf"{name}.encode: .*\(2, 5\)"):
+        quantizer.encode(torch.zeros(2, 5))
+    assert quantizer.encode(x[:0], depth=2).shape[0] == 0
