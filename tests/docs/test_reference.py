@@ -23,6 +23,7 @@ INTERNAL = {
     "rqtoolkit.functional.kernels.triton_beam",
     "rqtoolkit.transformer.checks",
     "rqtoolkit.quantizers.checks",
+    "rqtoolkit.io.page",
     "rqtoolkit.io.parquet",
     "rqtoolkit.semantic_ids.code_checks",
     "rqtoolkit.semantic_ids.decoding.compiled_walk",

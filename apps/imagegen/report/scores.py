@@ -10,7 +10,8 @@ import yaml
 
 from imagegen.evaluate import Scores
 from imagegen.evaluate.protocol import Protocol, tables_of_one_protocol
-from imagegen.report.page import details, table
+from imagegen.report.page import details
+from rqtoolkit.io.page import table
 
 __all__ = ["scores_section"]
 

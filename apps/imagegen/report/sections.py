@@ -10,9 +10,10 @@ import yaml
 
 from imagegen.evaluate import image_bound
 from imagegen.report.content import ReportContent
-from imagegen.report.page import card, cards, details, figure, table
+from imagegen.report.page import details, figure
 from imagegen.report.scores import scores_section
 from rqtoolkit import __version__
+from rqtoolkit.io.page import card, cards, table
 
 __all__ = ["footer", "lead", "sections"]
 

@@ -18,9 +18,9 @@ from imagegen.pictures import (
     draw_usage,
 )
 from imagegen.report.content import ReportContent
-from imagegen.report.page import render_page
 from imagegen.report.sections import footer, lead, sections
 from rqtoolkit.io.atomic import atomic_path
+from rqtoolkit.io.page import render_page
 
 __all__ = ["render_report", "write_report"]
 
