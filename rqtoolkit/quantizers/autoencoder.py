@@ -19,7 +19,8 @@ from rqtoolkit.io.artifact import check_tensors
 from rqtoolkit.quantizers import checks
 from rqtoolkit.quantizers.autoencoder_fitting import Parts, Training, train_autoencoder
 from rqtoolkit.quantizers.base import Quantizer
-from rqtoolkit.quantizers.neural_fitting import held_out_rows
+from rqtoolkit.quantizers.network_training import check_training, held_out_rows, standard_units
+from rqtoolkit.quantizers.precision import exact_values
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 
 __all__ = ["ResidualAutoencoder"]
@@ -194,14 +195,9 @@ class ResidualAutoencoder(Quantizer):
             ConfigError: If a number is out of range.
         """
         where = self._name("fit")
-        if self.frozen:
-            raise ConfigError(f"{where}: the quantizer is frozen. Make a new one.")
         counts = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
-        for name, count in counts.items():
-            check_count(where, name, count)
-        for name, amount in {"learning_rate": learning_rate, "time_budget": time_budget}.items():
-            if amount is not None and not 0 < amount < inf:
-                raise ConfigError(f"{where}: {name}={amount} has to be above 0 and finite.")
+        amounts = {"learning_rate": learning_rate, "time_budget": time_budget}
+        check_training(where, self.frozen, counts=counts, amounts=amounts)
         if not 0 <= commitment_weight < inf:
             raise ConfigError(
                 f"{where}: commitment_weight={commitment_weight} has to be at least 0 and finite."
@@ -217,7 +213,7 @@ class ResidualAutoencoder(Quantizer):
             seed=seed,
         ).to(self.center.device)
         generator = torch.Generator().manual_seed(seed % 2**63)
-        self.center, self.spread = _standard_units(x)
+        self.center, self.spread = standard_units(x)
         parts = self._new_parts(generator)
         for part in parts:
             part.to(x.device)
@@ -286,11 +282,8 @@ class ResidualAutoencoder(Quantizer):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ResidualAutoencoder":
         """Follow the parent to another device, never to another precision."""
-        exact = {name: value.detach() for name, value in self.state_dict().items()}
-        super()._apply(fn, recurse)
-        for name, tensor in self.state_dict(keep_vars=True).items():
-            if tensor.dtype != exact[name].dtype and not tensor.is_meta:
-                tensor.data = exact[name].to(tensor.device)
+        with exact_values(self):
+            super()._apply(fn, recurse)
         return self
 
 
@@ -306,10 +299,3 @@ def _mlp(widths: Sequence[int], generator: torch.Generator) -> nn.Sequential:
         layer.bias.zero_()
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
-
-
-def _standard_units(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (dim,) and overall standard deviation (1 where there is none) of vectors."""
-    center = x.mean(dim=0)
-    spread = (x - center).square().mean().sqrt()
-    return center, torch.where(spread > 0, spread, 1.0)

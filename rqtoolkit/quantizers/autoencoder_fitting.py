@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from rqtoolkit.functional.assign import chunk_slices
 from rqtoolkit.functional.progress import Progress, report
-from rqtoolkit.quantizers.neural_fitting import Pace, fast_products
+from rqtoolkit.quantizers.network_training import Pace, fast_products, state_of
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 
 __all__ = ["Parts", "Training", "train_autoencoder"]
@@ -87,7 +87,7 @@ def train_autoencoder(
     )
     steps = training.epochs * math.ceil(len(x) / training.batch_size)
     pace = Pace(steps, training.deadline)
-    best, least, waited = [_state(part) for part in parts], math.inf, 0
+    best, least, waited = [state_of(part) for part in parts], math.inf, 0
     chance = torch.Generator(x.device).manual_seed(_drawn_seed(generator))
     for epoch in range(training.epochs):
         for rows in torch.randperm(len(x), generator=generator).split(training.batch_size):
@@ -98,7 +98,7 @@ def train_autoencoder(
         error = _mean_error(parts, held_out)
         waited = 0 if error < least else waited + 1
         if error < least:
-            best, least = [_state(part) for part in parts], error
+            best, least = [state_of(part) for part in parts], error
         done = waited >= training.patience or pace.fraction >= 1
         report(progress, "autoencoder", training.epochs if done else epoch + 1, training.epochs)
         if done:
@@ -135,10 +135,6 @@ def _mean_error(parts: Parts, x: Tensor) -> float:
             decoded = parts.decoder(parts.quantizer.decode(codes)).float()
         total += float((decoded - x[rows]).square().sum(dtype=torch.float64))
     return total / len(x)
-
-
-def _state(part: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in part.state_dict().items()}
 
 
 def _drawn_seed(generator: torch.Generator) -> int:

@@ -16,13 +16,13 @@ from rqtoolkit.functional.assign import level_tables
 from rqtoolkit.functional.codebook_products import CodebookProducts, product_bytes
 from rqtoolkit.functional.encoding import PRODUCTS_SHARE
 from rqtoolkit.quantizers.fitting import kmeans_tables, sampled_tables
+from rqtoolkit.quantizers.precision import exact_values
 
 __all__ = ["CodebookTables"]
 
 # Revived entries start at this many times the threshold: time to prove themselves before the next
 # look, without outweighing what they collect.
 _REVIVED_COUNT = 3.0
-_FLOATS = ("tables", "counts", "gathered", "penalties")
 _GATHER_PER_CODE = 2  # vectors per codeword before k-means starts inside a network
 
 
@@ -218,12 +218,8 @@ class CodebookTables(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CodebookTables":
         """Follow the parent to another device, never to another precision."""
-        exact = {name: getattr(self, name).detach() for name in _FLOATS}
-        super()._apply(fn, recurse)
-        for name, tensor in exact.items():
-            moved = getattr(self, name)
-            if moved.dtype != torch.float32 and not moved.is_meta:
-                moved.data = tensor.to(device=moved.device, dtype=torch.float32)
+        with exact_values(self):
+            super()._apply(fn, recurse)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.arguments import check_count
 from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES, level_tables
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.artifact import check_tensors
 from rqtoolkit.quantizers import checks
 from rqtoolkit.quantizers.base import Quantizer
-from rqtoolkit.quantizers.neural_fitting import Training, held_out_rows, train_levels
+from rqtoolkit.quantizers.network_training import check_training, held_out_rows, standard_units
+from rqtoolkit.quantizers.neural_fitting import Training, train_levels
 from rqtoolkit.quantizers.neural_search import NeuralLevels
+from rqtoolkit.quantizers.precision import exact_values
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 
 __all__ = ["NeuralResidualQuantizer"]
@@ -196,15 +196,10 @@ class NeuralResidualQuantizer(Quantizer):
             MissingDependencyError: If faiss is not installed.
         """
         where = self._name("fit")
-        if self.frozen:
-            raise ConfigError(f"{where}: the quantizer is frozen. Make a new one.")
         counts = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
         counts |= {"training_beam": training_beam, "beam": beam}
-        for name, count in counts.items():
-            check_count(where, name, count)
-        for name, amount in {"learning_rate": learning_rate, "time_budget": time_budget}.items():
-            if amount is not None and not 0 < amount < inf:
-                raise ConfigError(f"{where}: {name}={amount} has to be above 0 and finite.")
+        amounts = {"learning_rate": learning_rate, "time_budget": time_budget}
+        check_training(where, self.frozen, counts=counts, amounts=amounts)
         deadline = None if time_budget is None else time.monotonic() + time_budget
         largest = max(self.codebook_sizes)
         x = checks.training_rows(
@@ -224,7 +219,7 @@ class NeuralResidualQuantizer(Quantizer):
             tables = ResidualQuantizer(self.dim, self.depth, self.codebook_sizes).to(x.device)
             tables.fit(rows, time_budget=time_budget, seed=seed, progress=progress)
             levels = level_tables(tables.codebooks, self.codebook_sizes, self.depth)
-            return self._from_tables(levels, *_standard_units(rows), generator)
+            return self._from_tables(levels, *standard_units(rows), generator)
 
         self.beam = beam
         self.levels = start(kept)
@@ -280,16 +275,6 @@ class NeuralResidualQuantizer(Quantizer):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "NeuralResidualQuantizer":
         """Follow the parent to another device, never to another precision."""
-        exact = {name: value.detach() for name, value in self.levels.state_dict().items()}
-        super()._apply(fn, recurse)
-        for name, tensor in self.levels.state_dict(keep_vars=True).items():
-            if tensor.dtype != torch.float32 and not tensor.is_meta:
-                tensor.data = exact[name].to(device=tensor.device, dtype=torch.float32)
+        with exact_values(self):
+            super()._apply(fn, recurse)
         return self
-
-
-def _standard_units(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (dim,) and overall standard deviation (1 where there is none) of vectors."""
-    center = x.mean(dim=0)
-    spread = (x - center).square().mean().sqrt()
-    return center, torch.where(spread > 0, spread, 1.0)

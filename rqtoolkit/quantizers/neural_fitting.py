@@ -1,7 +1,6 @@
 """Train the networks of a neural residual quantizer on the error that its own codes leave."""
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +10,13 @@ from torch import Tensor, nn
 
 from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES
 from rqtoolkit.functional.progress import Progress, report
+from rqtoolkit.quantizers.network_training import Pace, fast_products, state_of
 from rqtoolkit.quantizers.neural_search import NeuralLevels
 
-__all__ = ["Pace", "Training", "fast_products", "held_out_rows", "train_levels"]
+__all__ = ["Training", "train_levels"]
 
-_WARM_UP = 100  # steps over which the learning rate rises
 _LONGEST_GRADIENT = 1.0
 _WEIGHT_DECAY = 0.1
-_HELD_OUT_SHARE = 0.05
-_MOST_HELD_OUT = 4096
 _OTHER_STACKS = 0.5  # weight, beside 1 of the best
 
 
@@ -48,13 +45,6 @@ class Training:
     final_beam: int
     final_candidates: int
     deadline: float | None
-
-
-def held_out_rows(rows: int, needed: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw which rows train and which judge, both sorted; `needed` of them train in any case."""
-    count = max(0, min(int(rows * _HELD_OUT_SHARE), _MOST_HELD_OUT, rows - needed))
-    order = torch.randperm(rows, generator=generator)
-    return order[count:].sort().values, order[:count].sort().values
 
 
 def train_levels(
@@ -90,7 +80,7 @@ def train_levels(
     optimizer = torch.optim.AdamW(_groups(levels), lr=training.learning_rate)
     steps = training.epochs * math.ceil(len(x) / training.batch_size)
     pace = Pace(steps, training.deadline)
-    start = best = _state(levels)
+    start = best = state_of(levels)
     searched = {"beam": training.beam, "candidates": training.candidates}
     least, waited = _mean_error(levels, held_out, **searched), 0
     for epoch in range(training.epochs):
@@ -104,7 +94,7 @@ def train_levels(
         error = _mean_error(levels, held_out, **searched)
         waited = 0 if error < least else waited + 1
         if error < least:
-            best, least = _state(levels), error
+            best, least = state_of(levels), error
         done = waited >= training.patience or pace.fraction >= 1
         report(progress, "networks", training.epochs if done else epoch + 1, training.epochs)
         if done:
@@ -118,35 +108,6 @@ def train_levels(
         return errors[1] / errors[0]
     levels.load_state_dict(start)
     return 1.0
-
-
-class Pace:
-    """The learning rate as a share of the highest: a short rise, then half a cosine to zero.
-
-    With a deadline, the share of the time that is gone counts where it is ahead of the steps.
-
-    Args:
-        steps: Steps of the training, at most.
-        deadline: On the clock of `time.monotonic`, or None.
-    """
-
-    def __init__(self, steps: int, deadline: float | None) -> None:
-        self.steps, self.done = steps, 0
-        self.start, self.deadline = time.monotonic(), deadline
-
-    @property
-    def fraction(self) -> float:
-        """How much of the training is over."""
-        if self.deadline is None:
-            return self.done / self.steps
-        spent = (time.monotonic() - self.start) / max(self.deadline - self.start, 1e-9)
-        return min(1.0, max(self.done / self.steps, spent))
-
-    def step(self) -> float:
-        """Return the share for the next step."""
-        share = 0.5 * (1 + math.cos(math.pi * self.fraction))
-        self.done += 1
-        return share * min(1.0, self.done / _WARM_UP)
 
 
 def _groups(levels: NeuralLevels) -> list[dict[str, Any]]:
@@ -223,17 +184,3 @@ def _mean_error(levels: NeuralLevels, x: Tensor, *, beam: int, candidates: int) 
         codes = _encode(levels, x, beam, candidates)
         decoded = levels.normalize(levels.decode(codes, max_bytes=DEFAULT_MAX_BYTES))
     return float((x - decoded).square().sum(dtype=torch.float64)) / len(x)
-
-
-def _state(levels: NeuralLevels) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in levels.state_dict().items()}
-
-
-def fast_products(device: torch.device) -> torch.autocast:
-    """Multiply in bfloat16 where the device does that faster than in float32."""
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-        fast = device.type == "cpu" and supported is not None and supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)

@@ -23,6 +23,7 @@ INTERNAL = {
     "rqtoolkit.functional.kernels.triton_beam",
     "rqtoolkit.transformer.checks",
     "rqtoolkit.quantizers.checks",
+    "rqtoolkit.quantizers.precision",
     "rqtoolkit.io.page",
     "rqtoolkit.io.parquet",
     "rqtoolkit.semantic_ids.code_checks",
