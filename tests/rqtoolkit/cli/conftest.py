@@ -1,6 +1,7 @@
-"""Files that several tests of `rqtool quantize` start from, made once."""
+"""Ways to run `rqtool`, and files that several tests of `rqtool quantize` start from, made once."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,30 @@ from rqtoolkit.quantizers import ResidualQuantizer
 ROWS, DIM = 300, 6
 
 
-def _run(*words: object) -> None:
-    assert main(["quantize", *map(str, words)]) == 0
+@pytest.fixture(scope="session")
+def rqtool():
+    """Return a function that runs `rqtool ...`, which has to succeed."""
+
+    def check(*words: object) -> None:
+        assert main([*map(str, words)]) == 0
+
+    return check
+
+
+@pytest.fixture
+def command_group() -> str:
+    """Return the group of commands that `run`, `run_json` and `refused` run."""
+    return "quantize"
+
+
+@pytest.fixture
+def run(rqtool, command_group):
+    """Return a function that runs `rqtool COMMAND ...`, which has to succeed."""
+    return partial(rqtool, command_group)
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory) -> Path:
+def made(rqtool, tmp_path_factory) -> Path:
     """Return a folder with data, a model of three levels, and their codes."""
     folder = tmp_path_factory.mktemp("made")
     x = np.random.default_rng(0).normal(3.0, 1.0, (ROWS, DIM)).astype(np.float32)
@@ -29,8 +48,8 @@ def made(tmp_path_factory) -> Path:
     pq.write_table(pa.table({"item": ids, "embedding": list(x)}), folder / "x.parquet")
     model, data = folder / "model.safetensors", folder / "x.npy"
     shape = ["--depth", 3, "--codebook-size", "16,8,4"]
-    _run("fit", data, *shape, "--lsq-rounds", 1, "--starts", 1, "--out", model)
-    _run("encode", model, data, "--out", folder / "codes.npy")
+    rqtool("quantize", "fit", data, *shape, "--lsq-rounds", 1, "--starts", 1, "--out", model)
+    rqtool("quantize", "encode", model, data, "--out", folder / "codes.npy")
     return folder
 
 
@@ -45,18 +64,12 @@ def model(made):
 
 
 @pytest.fixture
-def run():
-    """Return a function that runs `rqtool quantize ...`, which has to succeed."""
-    return _run
-
-
-@pytest.fixture
-def run_json(capsys):
-    """Return a function that runs `rqtool quantize ... --json` and returns what it prints."""
+def run_json(run, capsys):
+    """Return a function that runs `rqtool COMMAND ... --json` and returns what it prints."""
 
     def run_and_read(*words: object) -> dict:
         capsys.readouterr()
-        _run(*words, "--json")
+        run(*words, "--json")
         out, error = capsys.readouterr()
         assert error == ""
         return json.loads(out)
@@ -65,22 +78,21 @@ def run_json(capsys):
 
 
 @pytest.fixture
-def refused(tmp_path, capsys):
+def refused(command_group, tmp_path, capsys):
     """Return a check for exit code 2, one line on stderr, nothing on stdout, no file changed."""
 
     def check(words: list[object], message: str) -> None:
-        before, listing = _files(tmp_path), set(tmp_path.rglob("*"))
+        before = _files(tmp_path)
         capsys.readouterr()
-        code = main(["quantize", *map(str, words)])
+        code = main([command_group, *map(str, words)])
         out, error = capsys.readouterr()
         assert (code, out, error.count("\n")) == (2, "", 1), error
         assert error.startswith("Error: ")
         assert message in error
         assert _files(tmp_path) == before
-        assert set(tmp_path.rglob("*")) == listing
 
     return check
 
 
-def _files(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def _files(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

@@ -1,6 +1,5 @@
 """Files that several tests of `rqtool semantic-ids` start from, made once."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,14 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rqtoolkit.cli.app import main
-
 ITEMS, NEW, DIM = 120, 20, 6
 SMALL = ["--codebook-size", 8, "--set", "rounds=1", "--set", "starts=1"]
 
 
-def _run(*words: object) -> None:
-    assert main(["semantic-ids", *map(str, words)]) == 0
+@pytest.fixture
+def command_group() -> str:
+    """Return the group of commands that `run`, `run_json` and `refused` run."""
+    return "semantic-ids"
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +25,7 @@ def small() -> list[object]:
 
 
 @pytest.fixture(scope="session")
-def shop(tmp_path_factory) -> Path:
+def shop(rqtool, tmp_path_factory) -> Path:
     """Return a folder with embeddings, ids, histories, and semantic IDs `ids` of integer items."""
     folder = tmp_path_factory.mktemp("shop")
     rng = np.random.default_rng(0)
@@ -49,7 +48,9 @@ def shop(tmp_path_factory) -> Path:
         for user in range(30)
     ]
     (folder / "histories.txt").write_text("\n".join(lines) + "\n")
-    _run("fit", folder / "x.npy", *SMALL, "--encoder", "toy", "--out", folder / "ids")
+    rqtool(
+        "semantic-ids", "fit", folder / "x.npy", *SMALL, "--encoder", "toy", "--out", folder / "ids"
+    )
     return folder
 
 
@@ -57,44 +58,3 @@ def shop(tmp_path_factory) -> Path:
 def catalogue(shop, tmp_path) -> Path:
     """Return a copy of the semantic IDs, to be changed."""
     return Path(shutil.copytree(shop / "ids", tmp_path / "catalogue"))
-
-
-@pytest.fixture
-def run():
-    """Return a function that runs `rqtool semantic-ids ...`, which has to succeed."""
-    return _run
-
-
-@pytest.fixture
-def run_json(capsys):
-    """Return a function that runs `rqtool semantic-ids ... --json` and returns what it prints."""
-
-    def run_and_read(*words: object) -> dict:
-        capsys.readouterr()
-        _run(*words, "--json")
-        out, error = capsys.readouterr()
-        assert error == ""
-        return json.loads(out)
-
-    return run_and_read
-
-
-@pytest.fixture
-def refused(tmp_path, capsys):
-    """Return a check for exit code 2, one line on stderr, nothing on stdout, no file changed."""
-
-    def check(words: list[object], message: str) -> None:
-        before = _files(tmp_path)
-        capsys.readouterr()
-        code = main(["semantic-ids", *map(str, words)])
-        out, error = capsys.readouterr()
-        assert (code, out, error.count("\n")) == (2, "", 1), error
-        assert error.startswith("Error: ")
-        assert message in error
-        assert _files(tmp_path) == before
-
-    return check
-
-
-def _files(folder: Path) -> dict[Path, bytes | None]:
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
