@@ -16,6 +16,7 @@ from rqtoolkit.functional.progress import Progress, report
 from rqtoolkit.functional.threads import limited_threads
 from rqtoolkit.quantizers.fitting import kmeans_tables
 from rqtoolkit.quantizers.joint import joint_pass, mean_error, refine_tables
+from rqtoolkit.quantizers.splitting import split_entries
 
 __all__ = ["beam_tables", "fit_tables"]
 
@@ -47,7 +48,8 @@ def fit_tables(
     """Codebooks of low squared error for vectors like those of x, encoded by a beam.
 
     Where there are enough vectors, a sixteenth of them is held out: it decides how far the joint
-    training goes, and fits nothing.
+    training goes, and fits nothing. In the end entries that no vector chooses are put to use, but
+    those of a shared codebook.
 
     Args:
         x: Vectors, shape (N, dim), float32, N at least the largest codebook size.
@@ -75,8 +77,9 @@ def fit_tables(
     with limited_threads(threads):
         standard = (x - offset) / scale
         standard, held_out = _split(standard, max(codebook_sizes), seed)
-        joint: dict[str, Any] = {"beam": beam, "prefix_weight": prefix_weight, "seed": seed}
-        joint |= {"held_out": held_out, "deadline": deadline, "progress": progress}
+        judge: dict[str, Any] = {"beam": beam, "prefix_weight": prefix_weight}
+        joint = judge | {"held_out": held_out, "deadline": deadline}
+        joint |= {"seed": seed, "progress": progress}
         if start is not None:
             tables = _moved(start, codebook_sizes, -offset) / scale
         else:
@@ -87,11 +90,15 @@ def fit_tables(
             if not ways or len(standard) <= _FEW_ROWS:
                 lloyd |= {"seed": seed, "progress": progress}
                 ways.append(kmeans_tables(standard, codebook_sizes, depth, **lloyd))
-            judge: dict[str, Any] = {"beam": beam, "prefix_weight": prefix_weight}
             judges = standard if held_out is None else held_out
             errors = [mean_error(judges, way, codebook_sizes, depth, **judge) for way in ways]
             tables = ways[errors.index(min(errors))]
         tables = refine_tables(standard, tables, codebook_sizes, depth, rounds=rounds, **joint)
+        if len(codebook_sizes) == depth:
+            generator = torch.Generator().manual_seed(seed % 2**63)
+            rows = _some_rows(len(x), _JOINT_ROWS_PER_CODE * max(codebook_sizes), generator)
+            some = (x[rows.to(x.device)] - offset) / scale
+            tables = split_entries(some, tables, codebook_sizes, **judge)
         tables = _moved(tables * scale, codebook_sizes, offset)
         if rate_weight is None and target_bits is None:
             return tables, None
