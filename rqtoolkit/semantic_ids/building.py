@@ -1,6 +1,7 @@
 """Make semantic IDs: with codebooks learnt here, with given ones, or of codes made elsewhere."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -82,9 +83,9 @@ def fit(
 
     Raises:
         ShapeError: If embeddings are not (N, dim), or item_ids not as many.
-        DataError: If embeddings are not finite numbers, item_ids not distinct integers or
-            strings, or codes too few to match.
-        ConfigError: If an argument is unknown or out of range.
+        DataError: If embeddings are not finite numbers, or item_ids not distinct integers or
+            strings.
+        ConfigError: If an argument is unknown or out of range, or codes are too few to match.
         ArtifactError: If a file is missing or unreadable.
     """
     where = "SemanticIDs.fit"
@@ -94,6 +95,8 @@ def fit(
     )
     ids = np.arange(len(vectors)) if found is None else found
     sizes = check_sizes(where, codebook_size, check_count(where, "depth", depth))
+    if collisions == "match":
+        _check_room(where, len(vectors), sizes)
     fitted_with: dict[str, Any] = {
         "method": method,
         "depth": len(sizes),
@@ -152,8 +155,8 @@ def assign(
 
     Raises:
         ShapeError: If embeddings are not (N, dim) with the quantizer's dim; else as in `fit`.
-        DataError: As in `fit`.
-        ConfigError: As in `fit`.
+        DataError: As in `fit`, or if codes are too few to match.
+        ConfigError: If collisions is unknown, or threads out of range.
     """
     where = "SemanticIDs.assign"
     _check_collisions(where, collisions)
@@ -303,6 +306,16 @@ def _check_collisions(where: str, collisions: str) -> None:
         raise ConfigError(
             f"{where}: collisions={collisions!r} is unknown. "
             f"Choose one of {', '.join(get_args(Collisions))}."
+        )
+
+
+def _check_room(where: str, items: int, codebook_sizes: Sequence[int]) -> None:
+    """Refuse, before any work, more items than there are codes to match."""
+    if items > math.prod(codebook_sizes):
+        raise ConfigError(
+            f"{where}: codebook_size={codebook_sizes} makes {math.prod(codebook_sizes)} codes, too "
+            f"few for collisions='match'; got {items} items. Raise codebook_size or depth, or "
+            "choose collisions='token'."
         )
 
 

@@ -156,7 +156,7 @@ def test_all_kinds_of_embeddings_give_the_same(tmp_path):
         (points(), {"settings": {"round": 3}}, ConfigError, "Did you mean 'rounds'"),
         (points(), {"settings": {"rounds": print}}, ConfigError, "manifest"),
         (points(), {"settings": {"colour": 3}}, ConfigError, "Known: "),
-        (points(), {"depth": 1}, (ConfigError, DataError), "larger codebook_size or depth"),
+        (points(), {"depth": 1}, ConfigError, "Raise codebook_size or depth"),
     ],
 )
 def test_errors_name_the_argument(embeddings, options, error, said):
@@ -304,6 +304,16 @@ def test_tables_tokens_features_and_figures(fitted):
         (first[0] * 8 + first[1]) * 8 + first[2],
     ]
     assert fitted.report(points()).items == 120
+
+
+def test_too_few_codes_to_match_are_refused_before_the_fit():
+    told = []
+    arguments = {"depth": 2, "codebook_size": [8, 14], "progress": lambda *step: told.append(step)}
+    with pytest.raises(ConfigError, match=r"\(8, 14\) makes 112 codes.*120 items.*Raise"):
+        SemanticIDs.fit(points(), **arguments)
+    assert not told
+    assert len(SemanticIDs.fit(points(), collisions="token", settings=QUICK, **arguments)) == 120
+    assert told
 
 
 @pytest.mark.slow  # trains networks
