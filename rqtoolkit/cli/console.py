@@ -3,8 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -20,7 +21,15 @@ from rich.table import Table
 
 from rqtoolkit.functional.progress import Progress
 
-__all__ = ["json_text", "message", "print_json", "print_table", "print_wide", "progress_bar"]
+__all__ = [
+    "json_text",
+    "message",
+    "print_figures",
+    "print_json",
+    "print_table",
+    "print_wide",
+    "progress_bar",
+]
 
 _WIDEST = 10_000  # columns, far beyond any table here
 _SECONDS_BETWEEN_LINES = 10.0
@@ -51,6 +60,29 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     for row in rows:
         table.add_row(*(f"{cell:.5g}" if isinstance(cell, float) else str(cell) for cell in row))
     print_wide(table)
+
+
+def print_figures(
+    figures: Mapping[str, object],
+    *,
+    as_json: bool,
+    more: Mapping[str, object] | None = None,
+    wrote: Path | None = None,
+) -> None:
+    """Print the figures of one piece of work: JSON and nothing else, or a table of one row.
+
+    Args:
+        figures: By name.
+        as_json: Whether JSON was asked for.
+        more: What JSON has beside or in place of them, such as lists.
+        wrote: What a message is to name as written.
+    """
+    if as_json:
+        print_json({**figures, **(more or {})})
+        return
+    print_table(list(figures), [list(figures.values())])
+    if wrote is not None:
+        message(f"Wrote {wrote}")
 
 
 def print_wide(tables: RenderableType) -> None:

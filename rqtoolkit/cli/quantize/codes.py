@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rqtoolkit.cli.console import message, print_json, print_table, progress_bar
+from rqtoolkit.cli.console import message, print_figures, progress_bar
 from rqtoolkit.cli.quantize import options as opt
 
 __all__ = ["decode", "encode"]
@@ -14,7 +14,7 @@ __all__ = ["decode", "encode"]
 def encode(
     model: opt.Model,
     data: opt.Data,
-    out: Annotated[Path, typer.Option(help="Codes to write, .npy or .parquet.")],
+    out: opt.NewCodes,
     beam: opt.Beam = None,
     icm_rounds: opt.IcmRounds = 0,
     perturbations: opt.Perturbations = 0,
@@ -71,11 +71,7 @@ def encode(
         "vectors_per_second": speed,
         "share_of_gemm": speed / bare,
     }
-    if as_json:
-        print_json(figures)
-        return
-    print_table(list(figures), [list(figures.values())])
-    message(f"Wrote {out}")
+    print_figures(figures, as_json=as_json, wrote=out)
 
 
 def decode(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rqtoolkit.cli.console import message, print_json, print_table, progress_bar
+from rqtoolkit.cli.console import message, print_figures, progress_bar
 from rqtoolkit.cli.quantize import options as opt
 from rqtoolkit.errors import ConfigError
 
@@ -67,16 +67,12 @@ def compress(
         "model_entropy": bits / table.rows,
         "fixed_length_bits": float(bits_per_vector(sizes)),
     }
-    if as_json:
-        print_json(figures)
-        return
-    print_table(list(figures), [list(figures.values())])
-    message(f"Wrote {out}")
+    print_figures(figures, as_json=as_json, wrote=out)
 
 
 def decompress(
     file: Annotated[Path, typer.Argument(help="What `compress` wrote.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Codes to write, .npy or .parquet.")],
+    out: opt.NewCodes,
     packed: opt.Packed = False,
 ) -> None:
     """Write the codes of a compressed file."""

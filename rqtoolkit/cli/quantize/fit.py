@@ -20,7 +20,7 @@ _CHECKED_ROWS = 2**14
 
 def fit(
     data: opt.Data,
-    out: Annotated[Path, typer.Option(help="Quantizer to write, .safetensors.")],
+    out: opt.NewModel,
     depth: Annotated[int | None, typer.Option(min=1, help="Number of residual levels.")] = None,
     codebook_size: Annotated[
         str | None, typer.Option(help="Entries of each level: 256, or 256,64,64.")

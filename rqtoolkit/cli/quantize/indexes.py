@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rqtoolkit.cli.console import message, print_json, print_table, progress_bar
+from rqtoolkit.cli.console import message, print_figures, print_json, print_table, progress_bar
 from rqtoolkit.cli.quantize import options as opt
 from rqtoolkit.errors import ConfigError
 
@@ -74,18 +74,14 @@ def export_command(
             fill_index(index, source, encoder, progress)
         write_index(out, index)
     figures = {"index": type(index).__name__, "rows": index.ntotal, "bytes": out.stat().st_size}
-    if as_json:
-        print_json(figures)
-        return
-    print_table(list(figures), [list(figures.values())])
-    message(f"Wrote {out}")
+    print_figures(figures, as_json=as_json, wrote=out)
 
 
 def import_command(
     index: Annotated[
         Path, typer.Argument(help="Residual quantizer that faiss wrote.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option(help="Quantizer to write, .safetensors.")],
+    out: opt.NewModel,
     as_json: opt.Json = False,
 ) -> None:
     """Read the quantizer of a faiss index; the vectors in it stay there."""

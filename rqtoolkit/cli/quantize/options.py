@@ -26,6 +26,8 @@ __all__ = [
     "MethodOption",
     "Metric",
     "Model",
+    "NewCodes",
+    "NewModel",
     "Packed",
     "Perturbations",
     "PrefixWeight",
@@ -72,6 +74,8 @@ Data = Annotated[
     Path,
     typer.Argument(help="Vectors: .npy, .npz, .fvecs, .bvecs or .parquet.", show_default=False),
 ]
+NewModel = Annotated[Path, typer.Option("--out", help="Quantizer to write, .safetensors.")]
+NewCodes = Annotated[Path, typer.Option("--out", help="Codes to write, .npy or .parquet.")]
 Model = Annotated[
     Path, typer.Argument(help="Quantizer written by `rqtool quantize fit`.", show_default=False)
 ]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rqtoolkit.cli.console import message, print_json, print_table
+from rqtoolkit.cli.console import print_figures
 from rqtoolkit.cli.semantic_ids import options as opt
 from rqtoolkit.errors import ConfigError
 
@@ -45,11 +45,7 @@ def export_command(
         "length": catalogue.length,
         "bytes": out.stat().st_size,
     }
-    if as_json:
-        print_json(figures)
-        return
-    print_table(list(figures), [list(figures.values())])
-    message(f"Wrote {out}")
+    print_figures(figures, as_json=as_json, wrote=out)
 
 
 def import_command(
@@ -95,11 +91,7 @@ def import_command(
     )
     made.save(out)
     figures = version_figures(made) | {"length": made.length}
-    if as_json:
-        print_json(figures | {"codebook_sizes": made.codebook_sizes})
-        return
-    print_table(list(figures), [list(figures.values())])
-    message(f"Wrote {out}")
+    print_figures(figures, as_json=as_json, more={"codebook_sizes": made.codebook_sizes}, wrote=out)
 
 
 def _write(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rqtoolkit.cli.console import message, print_json, print_table
+from rqtoolkit.cli.console import message, print_figures, print_table
 from rqtoolkit.cli.semantic_ids import options as opt
 from rqtoolkit.errors import ConfigError
 
@@ -78,10 +78,7 @@ def remove(
     items: Annotated[
         list[str] | None, typer.Argument(help="Ids of items to retire.", show_default=False)
     ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(help="More of them: a text file with one a line, .npy or .parquet."),
-    ] = None,
+    file: opt.IdsFile = None,
     out: Out = None,
     as_json: opt.Json = False,
 ) -> None:
@@ -95,10 +92,9 @@ def remove(
     if retired or out is not None:
         catalogue.save(out or folder)
     figures = {"retired": retired, **version_figures(catalogue)}
+    print_figures(figures, as_json=as_json)
     if as_json:
-        print_json(figures)
         return
-    print_table(list(figures), [list(figures.values())])
     message(f"Wrote {out or folder}" if retired or out else f"Nothing to retire: {folder} stays.")
 
 
@@ -167,11 +163,10 @@ def _show_delta(catalogue: "SemanticIDs", new: "Delta", *, as_json: bool) -> Non
 
     figures = {"added": len(new), **version_figures(catalogue)}
     figures |= {"mse": new.mse, "fitted_mse": new.fitted_mse}
+    codes = {"item_ids": new.item_ids.tolist(), "codes": new.codes.tolist()}
+    print_figures(figures, as_json=as_json, more={"parent": new.parent} | codes)
     if as_json:
-        codes = {"item_ids": new.item_ids.tolist(), "codes": new.codes.tolist()}
-        print_json(figures | {"parent": new.parent} | codes)
         return
-    print_table(list(figures), [list(figures.values())])
     if len(new):
         levels = [f"code_{level}" for level in range(catalogue.length)]
         rows = zip(new.item_ids[:_SHOWN].tolist(), new.codes[:_SHOWN].tolist(), strict=True)
@@ -189,10 +184,7 @@ def _show_stability(new: "SemanticIDs", stability: "Stability", *, as_json: bool
         "old_mse": stability.old_mse,
         "new_mse": stability.new_mse,
     }
-    if as_json:
-        print_json(figures | {"kept": stability.kept})
-        return
-    print_table(list(figures), [list(figures.values())])
-    print_table(
-        ["first_codes", "kept"], [[n, share] for n, share in enumerate(stability.kept, start=1)]
-    )
+    print_figures(figures, as_json=as_json, more={"kept": stability.kept})
+    if not as_json:
+        kept = [[length, share] for length, share in enumerate(stability.kept, start=1)]
+        print_table(["first_codes", "kept"], kept)

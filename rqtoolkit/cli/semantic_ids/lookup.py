@@ -1,6 +1,5 @@
 """`rqtool semantic-ids lookup`: codes of items, and items of codes."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,10 +16,7 @@ def lookup(
     items: Annotated[
         list[str] | None, typer.Argument(help="Ids of items.", show_default=False)
     ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(help="More of them: a text file with one a line, .npy or .parquet."),
-    ] = None,
+    file: opt.IdsFile = None,
     codes: Annotated[
         list[str] | None,
         typer.Option(help="Codes whose items to find, in place of ids: 12,7,201. Repeatable."),

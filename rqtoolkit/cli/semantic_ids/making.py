@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rqtoolkit.cli.console import message, print_json, print_table
+from rqtoolkit.cli.console import print_figures
 from rqtoolkit.cli.semantic_ids import options as opt
 from rqtoolkit.errors import ArtifactError, ConfigError
 
@@ -143,8 +143,4 @@ def _show(made: "SemanticIDs", out: Path, seconds: float, *, as_json: bool) -> N
         "shared_rate": shared.shared_rate,
         "seconds": seconds,
     }
-    if as_json:
-        print_json(figures | {"codebook_sizes": made.codebook_sizes})
-        return
-    print_table(list(figures), [list(figures.values())])
-    message(f"Wrote {out}")
+    print_figures(figures, as_json=as_json, more={"codebook_sizes": made.codebook_sizes}, wrote=out)

@@ -30,6 +30,7 @@ __all__ = [
     "Format",
     "IdColumn",
     "Ids",
+    "IdsFile",
     "ItemColumn",
     "Json",
     "KeepSeen",
@@ -100,6 +101,10 @@ Recommender = Annotated[
 Ids = Annotated[
     Path | None,
     typer.Option(help="Ids of the rows: a text file with one a line, .npy or .parquet."),
+]
+IdsFile = Annotated[
+    Path | None,
+    typer.Option("--file", help="More of them: a text file with one a line, .npy or .parquet."),
 ]
 IdColumn = Annotated[str | None, typer.Option(help="Parquet column of item ids.")]
 Encoder = Annotated[
