@@ -99,7 +99,7 @@ class SASRec(nn.Module):
         num_heads: int = 2,
         max_length: int = 50,
         dropout: float = 0.5,
-        epochs: int = 100,
+        epochs: int = 16,
         patience: int = 5,
         batch_size: int = 128,
         learning_rate: float = 1e-3,
@@ -119,10 +119,10 @@ class SASRec(nn.Module):
             num_heads: Attention heads; divides dim.
             max_length: Items of a history that are read, the latest.
             dropout: Rate on embeddings and both branches of a block.
-            epochs: Passes over the users, at most.
+            epochs: Passes over the users, at most; the learning rate falls over all of them.
             patience: Epochs without a better NDCG@10 of the validation after which to stop.
             batch_size: Users a step.
-            learning_rate: Of Adam.
+            learning_rate: Of Adam at its highest; it falls along a cosine.
             autocast: Compute the matrix products of training in bfloat16: half the time on
                 processors that have instructions for it, slower on others.
             checkpoint: File to write after every epoch; where it is there, training goes on from

@@ -24,6 +24,8 @@ from rqtoolkit.semantic_ids.recommend.sequences import Sequences, Split
 __all__ = ["Training", "fit"]
 
 _K = 10  # of the validation
+_WARM_UP = 50  # steps in which the learning rate rises
+_LAST = 0.05  # share of the learning rate that is left at the end
 _SORTED_BATCHES = 16  # sorted by length among each other: a fifth of the padding, still shuffled
 
 
@@ -127,14 +129,20 @@ class Training:
         started, epoch = time.process_time(), len(self.history)
         generator = np.random.default_rng((self.settings["seed"], epoch))
         losses, counts = [], []
+        steps = math.ceil(len(self._train) / self.settings["batch_size"])
+        mean_count = (len(self._train.items) - len(self._train)) / steps
         self.model.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(generator.integers(2**62)))
-            for users in _batches(self._train.lengths, self.settings["batch_size"], generator):
+            batches = _batches(self._train.lengths, self.settings["batch_size"], generator)
+            for step, users in enumerate(batches, epoch * steps):
                 batch = self._train.take(users)
                 items = torch.from_numpy(batch.padded(int(batch.lengths.max())))
-                losses.append(self._step(items))
                 counts.append(int(batch.lengths.sum()) - len(batch))
+                # A batch of long histories predicts more items than one of short ones: each
+                # prediction is to weigh the same.
+                rate = self._learning_rate(step / (self.settings["epochs"] * steps), step)
+                losses.append(self._step(items, counts[-1] / mean_count, rate))
         self.model.eval()
         ranks = target_ranks(self.model, self._validation, k=_K)
         before = self.history[-1]["cpu_seconds"] if self.history else 0.0
@@ -194,18 +202,25 @@ class Training:
             for name, value in own.items():
                 value.copy_(tensors[name])
 
-    def _step(self, items: Tensor) -> float:
+    def _learning_rate(self, progress: float, step: int) -> float:
+        """Rise linearly, then fall along a cosine."""
+        falling = _LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.settings["learning_rate"] * min(1.0, (step + 1) / _WARM_UP) * falling
+
+    def _step(self, items: Tensor, weight: float, rate: float) -> float:
+        """Take one step and return the mean loss of the predictions."""
+        for group in self._adam.param_groups:
+            group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings["autocast"]):
             loss = self.model.loss(items)
         self._adam.zero_grad(set_to_none=True)
-        loss.backward()
+        (weight * loss).backward()
         self._adam.step()
         return float(loss.detach())
 
     def _identity(self) -> dict[str, Any]:
-        """What has to be the same for a training to go on; the end may be put off."""
-        endings = ("epochs", "patience")
-        kept = {name: value for name, value in self.settings.items() if name not in endings}
+        """What has to be the same for a training to go on."""
+        kept = {name: value for name, value in self.settings.items() if name != "patience"}
         data = {"users": len(self._train), "interactions": len(self._train.items)}
         return {**self.arguments, **kept, **data}
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from rqtoolkit.errors import ArtifactError, ConfigError, DataError, ShapeError
 from rqtoolkit.semantic_ids.recommend import SASRec, Sequences, evaluate_next_item
-from rqtoolkit.semantic_ids.recommend.sasrec_training import _batches
+from rqtoolkit.semantic_ids.recommend.sasrec_training import Training, _batches
 
 ITEMS = 30
 SMALL = {"dim": 16, "layers": 1, "max_length": 8, "dropout": 0.0}
@@ -80,15 +80,15 @@ def test_it_learns_and_survives_saving(cycle, tmp_path):
     model = SASRec.fit(
         train,
         validation=validation,
-        epochs=12,
-        patience=12,
+        epochs=40,
+        patience=40,
         progress=lambda *call: calls.append(call),
         **FIT,
     )
     assert model.history[-1]["loss"] < 0.3 * model.history[0]["loss"]
     found = evaluate_next_item(model, cycle, ks=(1,))
     assert found.all.recall[1] > 0.9
-    assert calls[-1] == ("train SASRec", 12, 12)
+    assert calls[-1] == ("train SASRec", 40, 40)
     model.save(tmp_path / "sasrec.safetensors")
     loaded = SASRec.load(tmp_path / "sasrec.safetensors")
     assert loaded.history == model.history
@@ -100,11 +100,18 @@ def test_a_stopped_training_ends_as_one_that_was_not(cycle, tmp_path, autocast):
     train, validation, _ = cycle.leave_one_out()
     arguments = FIT | {"dropout": 0.3, "autocast": autocast, "patience": 9, "threads": 1}
     whole = SASRec.fit(train, validation=validation, epochs=4, **arguments)
-    for epochs in (2, 4):
-        file = tmp_path / "training.safetensors"
-        parts = SASRec.fit(
-            train, validation=validation, epochs=epochs, checkpoint=file, **arguments
-        )
+
+    class StopError(Exception):
+        pass
+
+    def stop(what, done, total):  # noqa: ARG001
+        if done == 2:
+            raise StopError
+
+    arguments["checkpoint"] = tmp_path / "training.safetensors"
+    with pytest.raises(StopError):
+        SASRec.fit(train, validation=validation, epochs=4, progress=stop, **arguments)
+    parts = SASRec.fit(train, validation=validation, epochs=4, **arguments)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
     assert [e["ndcg"] for e in parts.history] == [e["ndcg"] for e in whole.history]
@@ -131,6 +138,27 @@ def test_the_seed_fixes_the_result_and_nothing_else_is_drawn(cycle):
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first.item_embedding.weight, again.item_embedding.weight)
     assert not torch.equal(first.item_embedding.weight, other.item_embedding.weight)
+
+
+def test_every_prediction_weighs_the_same_and_the_rate_falls(cycle, monkeypatch):
+    """Whatever the lengths of histories in a batch; weights are of loss sums over their mean."""
+    train, validation, _ = cycle.leave_one_out()
+    steps = []
+    monkeypatch.setattr(
+        Training, "_step", lambda _, items, weight, rate: steps.append((items, weight, rate)) or 1.0
+    )
+    arguments = {"items": ITEMS, "layers": 1, "dim": 16, "num_heads": 1, "max_length": 8}
+    settings = {"epochs": 30, "patience": 30, "batch_size": 7, "learning_rate": 0.1, "seed": 0}
+    training = Training(train, validation, arguments | {"dropout": 0.0}, settings)
+    for _ in range(30):
+        training.run_epoch()
+    counts = np.array([(items[:, 1:] >= 0).sum() for items, _, _ in steps])
+    weights, rates = (np.array([step[place] for step in steps]) for place in (1, 2))
+    np.testing.assert_allclose(weights, counts / counts.mean())
+    assert (np.diff(rates[:49]) > 0).all()
+    assert (np.diff(rates[50:]) < 0).all()
+    assert 0.09 < rates.max() < 0.1
+    assert rates[-1] == pytest.approx(0.005, rel=0.02)
 
 
 def test_batches_are_all_users_once_and_alike():
