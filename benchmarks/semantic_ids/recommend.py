@@ -43,7 +43,7 @@ from rqtoolkit.semantic_ids.recommend import (
     Sequences,
     evaluate_next_item,
 )
-from rqtoolkit.semantic_ids.recommend.tuning import choose_codes_share
+from rqtoolkit.semantic_ids.recommend.tuning import tune
 
 RESULTS = ROOT / "benchmarks" / "results" / "semantic_ids_recommend.json"
 FOLDER = "data/recsys/beauty"
@@ -93,7 +93,7 @@ def measure(method: str, seed: int, sequences: Sequences, work: Path) -> Record:
             checkpoint=work / f"generative-seed{seed}.safetensors",
             seed=seed,
         )
-        choose_codes_share(recommender, validation)
+        tune(recommender, validation)
         history = [asdict(epoch) for epoch in epochs]
     else:
         recommender = COUNTING[method](train)

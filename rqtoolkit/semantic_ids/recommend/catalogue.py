@@ -27,7 +27,7 @@ class Catalogue:
         codes: Shape (N, length), int64.
         known: Row of each item's codes among those met in training, shape (N,); -1 for others.
         leaves: Leaf of each item, counted from the table's first, shape (N,).
-        table: Of all items' codes; row i is item i.
+        table: Of all items' codes, on the device of the model; row i is item i.
         tree: The table as `leaf_log_probabilities` reads it.
     """
 
@@ -76,9 +76,20 @@ class Catalogue:
             codes=torch.from_numpy(codes).to(device),
             known=torch.from_numpy(_rows_among(known_codes.cpu().numpy(), codes)).to(device),
             leaves=torch.from_numpy(states - table.level_starts[-2]).to(device),
-            table=table,
+            table=table.to(device),
             tree=PrefixTree(table, device),
         )
+
+    @property
+    def new(self) -> Tensor:
+        """Which items were not met in training, shape (N,)."""
+        return self.known < 0
+
+    def at_leaves(self, values: Tensor) -> Tensor:
+        """Return the largest of values (B, N) at each leaf, (B, leaves); -inf for new items."""
+        leaves = values.new_full((len(values), len(self.table)), -torch.inf)
+        places = self.leaves.expand(len(values), -1)
+        return leaves.scatter_reduce_(1, places, values.masked_fill(self.new, -torch.inf), "amax")
 
     def fits(self, ids: SemanticIDs, item_ids: NDArray) -> bool:
         """Whether this is the catalogue of these items and this version of their IDs."""

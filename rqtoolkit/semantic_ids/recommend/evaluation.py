@@ -97,7 +97,8 @@ def evaluate_next_item(
     The last item of each user is the test, the last but one the validation
     (`Sequences.leave_one_out`). No item is sampled away. Items of equal score are taken to be in
     random order and the metrics are expectations over it, so that a constant score gets k / items
-    and never 0 or 1. A target that its user has met before is masked with the rest of the history.
+    and never 0 or 1; lists count as they are. A target that its user has met before is masked with
+    the rest of the history.
 
     Args:
         recommender: Has `scores(histories)` or `recommend(histories, k, mask_seen=…)`, trained on
@@ -106,7 +107,7 @@ def evaluate_next_item(
         split: Which of the two to predict.
         ks: Lengths of the list of recommendations.
         mask_seen: Leave out what is in the user's history.
-        by: Which method to call; None prefers scores.
+        by: Which method to call; None prefers recommend, whose lists are what users would see.
         max_bytes: Bound on the scores held at once, which decides how many users are asked about
             in one call.
         progress: Called with the number of users done.
@@ -131,6 +132,7 @@ def evaluate_next_item(
         raise ConfigError(f"{where}: ks={tuple(ks)} must be numbers of at least 1.")
     train, validation, test = sequences.leave_one_out()
     held_out = test if split == "test" else validation
+    lists = (by or _preferred(recommender)) == "recommend"
     ranks = target_ranks(
         recommender,
         held_out,
@@ -148,7 +150,7 @@ def evaluate_next_item(
         split=split,
         items=len(sequences.item_ids),
         mask_seen=mask_seen,
-        ties="average over random orders",
+        ties="as listed" if lists else "average over random orders",
         ranks=ranks,
     )
 
@@ -170,11 +172,11 @@ def target_ranks(
         split: Histories and targets.
         k: Items to ask `recommend` for.
         mask_seen: Leave out what is in the user's history.
-        by: Which method to call; None prefers scores.
+        by: Which method to call; None prefers recommend.
         max_bytes: Bound on the scores held at once.
         progress: Called with the number of users done.
     """
-    method = by or ("scores" if isinstance(recommender, Scorer) else "recommend")
+    method = by or _preferred(recommender)
     if method not in ("scores", "recommend") or not hasattr(recommender, method):
         raise ConfigError(
             f"evaluate_next_item: a recommender must have scores(histories) or "
@@ -195,3 +197,7 @@ def target_ranks(
         better=np.concatenate([r.better for r in parts] or [np.empty(0, np.int64)]),
         tied=np.concatenate([r.tied for r in parts] or [np.empty(0, np.int64)]),
     )
+
+
+def _preferred(recommender: Scorer | Lists) -> Literal["scores", "recommend"]:
+    return "recommend" if isinstance(recommender, Lists) else "scores"

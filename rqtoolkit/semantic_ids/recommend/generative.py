@@ -18,10 +18,7 @@ from rqtoolkit.semantic_ids.ids import SemanticIDs
 from rqtoolkit.semantic_ids.recommend.catalogue import Catalogue, codes_of
 from rqtoolkit.semantic_ids.recommend.collaborative import start_vectors
 from rqtoolkit.semantic_ids.recommend.lists import best_items, chosen_items, split_users
-from rqtoolkit.semantic_ids.recommend.ranking import (
-    beam_log_probabilities,
-    leaf_log_probabilities,
-)
+from rqtoolkit.semantic_ids.recommend.ranking import leaf_log_probabilities, search_codes
 from rqtoolkit.semantic_ids.recommend.ranks import ranks_in_scores
 from rqtoolkit.semantic_ids.recommend.sequence_model import SequenceModel
 from rqtoolkit.semantic_ids.recommend.sequences import Sequences, Split
@@ -31,7 +28,8 @@ __all__ = ["GenerativeRecommender"]
 
 _CLASS = "GenerativeRecommender"
 _FILE = "recommender.safetensors"
-_USERS = 16  # users whose trees are walked at once; more would leave the processor's cache
+_USERS = 64  # taken through the body at once
+_BEAMS = 50
 
 
 class GenerativeRecommender:
@@ -58,11 +56,10 @@ class GenerativeRecommender:
         dropout: While training.
         memory_dropout: Chance of training without the memory of an item. It decides how far items
             that nobody has met yet come forward.
-        codes_share: Weight of the codes in the score of an item (`choose_codes_share`).
+        codes_share: Weight of the codes in the score of an item.
         new_item_boost: Nats added to log q of items not met in training. 0 is what training on the
-            past supports, and shows them to few; more brings them forward at the expense of the
-            others. In a trial on the Beauty reviews 2 raised Recall@10 of new items from 0 to
-            about 0.1 and cost up to a hundredth of that of all; 3 cost two to three.
+            past supports, and shows them to hardly anybody; more brings them forward at the
+            expense of the others. `tune` chooses both on validation.
         autocast: Compute the products of training and of the prefix tree in bfloat16. On
             processors without instructions for it, False is faster.
 
@@ -77,6 +74,7 @@ class GenerativeRecommender:
         >>> train, validation, test = sequences.leave_one_out()
         >>> recommender = GenerativeRecommender(ids)
         >>> recommender.fit(train, validation=validation, checkpoint="training.safetensors")
+        >>> tune(recommender, validation)
         >>> recommender.recommend(test.histories, k=10).shape
         (22363, 10)
 
@@ -215,11 +213,9 @@ class GenerativeRecommender:
             progress=progress,
         )
 
+    @torch.inference_mode()
     def scores(self, histories: Sequences) -> NDArray[np.float32]:
-        """Score every item for every user, exactly.
-
-        The depth transformer runs over all prefixes that more than one item shares; a user costs
-        about as much as a beam search with that many beams. For large catalogues see `recommend`.
+        """Score every item for every user, exactly: some ten times the work of `recommend`.
 
         Args:
             histories: What users did; its item_ids are what the columns stand for.
@@ -231,12 +227,18 @@ class GenerativeRecommender:
             ConfigError: If the recommender is not fitted.
             DataError: If an item has no semantic ID.
         """
-        catalogue = self._catalogue_of(f"{_CLASS}.scores", histories)
-        parts = [
-            self._scores(part, catalogue, None, None) for part in split_users(histories, _USERS)
-        ]
-        return np.concatenate([np.empty((0, len(histories.item_ids)), np.float32), *parts])
+        model, catalogue = self._ready(f"{_CLASS}.scores", histories.item_ids)
+        parts = [np.empty((0, len(histories.item_ids)), np.float32)]
+        for part in split_users(histories, _USERS):
+            contexts, log_q = self._contexts_and_log_q(model, part, catalogue)
+            if self.codes_share:
+                with self._autocast(contexts):
+                    codes = leaf_log_probabilities(model.transformer, contexts, catalogue.tree)
+                log_q = self._with_codes(log_q, self.codes_share * codes, catalogue)
+            parts.append(log_q.cpu().numpy())
+        return np.concatenate(parts)
 
+    @torch.inference_mode()
     def recommend(
         self,
         histories: Sequences,
@@ -246,16 +248,19 @@ class GenerativeRecommender:
         mask_seen: bool = True,
         beams: int | None = None,
     ) -> NDArray[np.int64]:
-        """List the best items for every user.
+        """List the best items for every user, by a beam search over their semantic IDs.
+
+        A prefix is kept by the most that an item below it can score: log q of the best of them
+        plus codes_share · log p of the prefix. Lists differ from those of `scores` only where more
+        than `beams` prefixes promise what they do not hold.
 
         Args:
             histories: What users did.
             k: Items a user.
             items: Ids of the items to choose from, such as those in stock; None is all.
             mask_seen: Leave out what is in the user's history.
-            beams: Generate semantic IDs by beam search with so many beams, and rank the items
-                found, in place of scoring all items: cheaper for catalogues over some ten thousand
-                items. At least k, and more where seen items are left out.
+            beams: Prefixes kept at each level, at least k; None takes 50, and 2k where that is
+                more.
 
         Returns:
             Rows of `histories.item_ids`, shape (users, k), int64, best first; -1 where there are
@@ -267,18 +272,32 @@ class GenerativeRecommender:
         """
         where = f"{_CLASS}.recommend"
         check_count(where, "k", k)
-        if beams is not None and check_count(where, "beams", beams) < k:
+        beams = max(_BEAMS, 2 * k) if beams is None else check_count(where, "beams", beams)
+        if beams < k:
             raise ConfigError(f"{where}: beams={beams} must be at least k={k}.")
-        catalogue = self._catalogue_of(where, histories)
-        allowed = None if items is None else chosen_items(where, items, catalogue.item_ids)
+        item_ids = histories.item_ids
+        model, catalogue = self._ready(where, item_ids)
+        left_out = ~chosen_items(where, item_ids if items is None else items, item_ids)
         lists = [np.empty((0, k), np.int64)]
         for part in split_users(histories, _USERS):
-            scores = self._scores(part, catalogue, beams, allowed)
+            contexts, log_q = self._contexts_and_log_q(model, part, catalogue)
+            log_q[:, left_out] = -torch.inf
             if mask_seen:
                 users = np.repeat(np.arange(len(part)), part.lengths)
-                scores[users, part.items] = -np.inf
-            lists.append(best_items(scores, k))
+                log_q[users, part.items] = -torch.inf
+            if self.codes_share:
+                with self._autocast(contexts):
+                    best, share = catalogue.at_leaves(log_q), self.codes_share
+                    codes = search_codes(
+                        model.transformer, contexts, catalogue.table, best, share=share, beams=beams
+                    )
+                log_q = self._with_codes(log_q, codes, catalogue)
+            lists.append(best_items(log_q.cpu().numpy(), k))
         return np.concatenate(lists)
+
+    def new_items(self, item_ids: NDArray) -> NDArray[np.bool_]:
+        """Return which of item_ids (N,) training has not met, shape (N,)."""
+        return self._ready(f"{_CLASS}.new_items", item_ids)[1].new.cpu().numpy()
 
     def save(self, folder: str | Path) -> None:
         """Write a folder of semantic IDs (`SemanticIDs.save`) with `recommender.safetensors` in it.
@@ -330,47 +349,28 @@ class GenerativeRecommender:
             raise ConfigError(f"{where}: the recommender is not fitted. Call fit, or load one.")
         return self.model
 
-    def _catalogue_of(self, where: str, histories: Sequences) -> Catalogue:
-        """Return the catalogue of these sequences, made anew only when it has changed."""
+    def _ready(self, where: str, item_ids: NDArray) -> tuple[SequenceModel, Catalogue]:
+        """Return the model and the catalogue of these items, made anew where it has changed."""
         model = self._fitted(where)
-        if self._catalogue is None or not self._catalogue.fits(self.ids, histories.item_ids):
+        if self._catalogue is None or not self._catalogue.fits(self.ids, item_ids):
             sizes = model.transformer.codebook_sizes
-            self._catalogue = Catalogue.of(
-                where, self.ids, histories.item_ids, model.known_codes, sizes
-            )
-        return self._catalogue
+            self._catalogue = Catalogue.of(where, self.ids, item_ids, model.known_codes, sizes)
+        return model, self._catalogue
 
-    @torch.inference_mode()
-    def _scores(
-        self,
-        histories: Sequences,
-        catalogue: Catalogue,
-        beams: int | None,
-        allowed: NDArray[np.bool_] | None,
-    ) -> NDArray[np.float32]:
-        """Score all items, or those that a beam search finds; -inf for the others."""
-        model = self._fitted(_CLASS)
+    def _contexts_and_log_q(
+        self, model: SequenceModel, histories: Sequences, catalogue: Catalogue
+    ) -> tuple[Tensor, Tensor]:
+        """Run the body: contexts (B, dim), and log q (B, N) with the boost of new items."""
         contexts, logits = self._item_logits(model, histories, catalogue)
-        new = catalogue.known < 0
-        scores = logits.log_softmax(-1) + self.new_item_boost * new
-        if self.codes_share or beams is not None:
-            with torch.autocast(contexts.device.type, torch.bfloat16, enabled=self.autocast):
-                if beams is None:
-                    codes = leaf_log_probabilities(model.transformer, contexts, catalogue.tree)
-                else:
-                    table = catalogue.table
-                    within = None if allowed is None else table.subset(allowed)
-                    codes = beam_log_probabilities(
-                        model.transformer, contexts, table, beams=beams, within=within
-                    )
-            codes = codes[:, catalogue.leaves]
-            found = codes > -torch.inf
-            scores = scores + self.codes_share * torch.where(new, scores, codes)
-            scores = scores.masked_fill(~found, -torch.inf)
-        result = scores.cpu().numpy()
-        if allowed is not None:
-            result[:, ~allowed] = -np.inf
-        return result
+        return contexts, logits.log_softmax(-1) + self.new_item_boost * catalogue.new
+
+    def _with_codes(self, log_q: Tensor, codes: Tensor, catalogue: Catalogue) -> Tensor:
+        """Add codes_share · log p of the leaves (B, leaves) to log q; new items have none."""
+        added = torch.where(catalogue.new, self.codes_share * log_q, codes[:, catalogue.leaves])
+        return log_q + added
+
+    def _autocast(self, contexts: Tensor) -> torch.autocast:
+        return torch.autocast(contexts.device.type, torch.bfloat16, enabled=self.autocast)
 
     def _item_logits(
         self, model: SequenceModel, histories: Sequences, catalogue: Catalogue
@@ -387,8 +387,7 @@ class GenerativeRecommender:
     @torch.inference_mode()
     def _validate(self, split: Split) -> float:
         """NDCG@10 of log q."""
-        model = self._fitted(_CLASS)
-        catalogue = self._catalogue_of(f"{_CLASS}.fit", split.histories)
+        model, catalogue = self._ready(f"{_CLASS}.fit", split.histories.item_ids)
         gains = []
         for start in range(0, len(split.targets), 256):
             users = slice(start, start + 256)

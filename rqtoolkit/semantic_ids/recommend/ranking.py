@@ -15,7 +15,9 @@ from rqtoolkit.transformer.attention import KeyValueCache
 from rqtoolkit.transformer.model import RQTransformer
 from rqtoolkit.transformer.passes import classify
 
-__all__ = ["CodeSteps", "PrefixTree", "beam_log_probabilities", "leaf_log_probabilities"]
+__all__ = ["CodeSteps", "PrefixTree", "best_below", "leaf_log_probabilities", "search_codes"]
+
+_USERS = 16  # whose trees are walked at once; more would leave the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,11 @@ def leaf_log_probabilities(model: RQTransformer, contexts: Tensor, tree: PrefixT
     Returns:
         Shape (B, leaves), float32; a user's probabilities sum to 1.
     """
+    parts = [_walk_tree(model, part, tree) for part in contexts.split(_USERS)]
+    return torch.cat([contexts.new_empty(0, tree.leaves, dtype=torch.float32), *parts])
+
+
+def _walk_tree(model: RQTransformer, contexts: Tensor, tree: PrefixTree) -> Tensor:
     batch = len(contexts)
     users = torch.arange(batch, device=contexts.device).unsqueeze(1)
     log_p = contexts.new_zeros(batch, 1, dtype=torch.float32)
@@ -136,23 +143,60 @@ def _log_softmax_in_groups(logits: Tensor, groups: Tensor, count: int) -> Tensor
     return shifted - sums.log()[:, groups]
 
 
+def best_below(values: Tensor, table: PrefixTable) -> Tensor:
+    """Return the largest value among the leaves below every node of a table.
+
+    Args:
+        values: Of the leaves, shape (B, leaves).
+        table: On their device.
+
+    Returns:
+        Shape (B, nodes).
+    """
+    levels, starts = [values], table.level_starts
+    for level in reversed(range(table.length)):
+        above, start, end = starts[level : level + 3]
+        parents = (table.parents[start:end] - above).expand(len(values), -1)
+        lowest = values.new_full((len(values), start - above), -torch.inf)
+        levels.insert(0, lowest.scatter_reduce_(1, parents, levels[0], "amax"))
+    return torch.cat(levels, 1)
+
+
 class CodeSteps:
-    """The model as a `Step` of `beam_search`: log p of the next code among those that exist.
+    """A model and values of its leaves as a `Step` of `beam_search`.
+
+    The search keeps the prefixes with the largest
+
+        share · log p(prefix) + the best value below it.
+
+    No semantic ID that begins with a prefix can score more, since log p only falls with every
+    code: a beam is dropped only for others that may reach higher.
 
     Args:
         model: Unconditional model in eval mode.
         contexts: Outputs of the body, shape (B, dim).
-        table: Semantic IDs that can be, over which probabilities are normalised. The search may
-            go over a subset of it: that changes what is found, not what it scores.
+        table: Semantic IDs that can be, over which probabilities are normalised.
+        best: Best values below its nodes (`best_below`), shape (B, nodes); -inf for what is not to
+            be found.
+        share: Weight of log p.
     """
 
-    def __init__(self, model: RQTransformer, contexts: Tensor, table: PrefixTable) -> None:
+    def __init__(
+        self,
+        model: RQTransformer,
+        contexts: Tensor,
+        table: PrefixTable,
+        best: Tensor,
+        *,
+        share: float = 1.0,
+    ) -> None:
         self.model, self.contexts, self.table = model, contexts, table
+        self.best, self.share = best, share
         self.caches = model.depth_transformer.make_caches(model.depth)
         self.width = 1
 
     def __call__(self, prefixes: Tensor, origins: Tensor) -> Tensor:
-        """Return log-probabilities (B * P, K) after prefixes (B, P, level)."""
+        """Return what each next code adds, (B * P, K), after prefixes (B, P, level)."""
         model = self.model
         batch, width, level = prefixes.shape
         inputs = self.contexts.unsqueeze(1)
@@ -163,35 +207,44 @@ class CodeSteps:
         self.width = width
         hidden = model.depth_transformer(inputs + model.embedding.levels[level], self.caches)
         logits = classify(model, model.classifier_norm(hidden[:, 0]), level).float()
-        exists = self.table.mask(self.table.find(prefixes), level=level).view(logits.shape)
-        return logits.masked_fill(~exists, torch.finfo(logits.dtype).min).log_softmax(-1)
+        states = self.table.find(prefixes).flatten()
+        beams, children = self.table.children(states)
+        codes = self.table.node_codes[children]
+        log_p = _log_softmax_in_groups(logits[beams, codes].unsqueeze(0), beams, batch * width)
+        added = torch.full_like(logits, -torch.inf)
+        added[beams, codes] = self.share * log_p[0] + self.best[beams // width, children]
+        if level:
+            above = self.best[beams // width, states[beams]]
+            added[beams, codes] -= above.masked_fill(above.isinf(), 0)
+        return added
 
 
-def beam_log_probabilities(
+def search_codes(
     model: RQTransformer,
     contexts: Tensor,
     table: PrefixTable,
+    values: Tensor,
     *,
+    share: float,
     beams: int,
-    within: PrefixTable | None = None,
 ) -> Tensor:
-    """Return log p of the semantic IDs that a beam search finds, -inf for the others.
+    """Return share · log p of the semantic IDs that a beam search finds, -inf for the others.
 
     Args:
         model: Unconditional model in eval mode.
         contexts: Outputs of the body, shape (B, dim).
-        table: Semantic IDs that can be.
+        table: Semantic IDs that can be, on their device.
+        values: What is added to their scores, shape (B, leaves); -inf for what is not to be found.
+        share: Weight of log p.
         beams: Prefixes kept for each user.
-        within: The subset of the table to search in; None is all of it.
 
     Returns:
-        Shape (B, leaves of table), float32.
+        Shape (B, leaves), float32.
     """
-    table = table.to(contexts.device)
-    within = table if within is None else within.to(contexts.device)
-    found = beam_search(CodeSteps(model, contexts, table), within, len(contexts), beams=beams)
+    steps = CodeSteps(model, contexts, table, best_below(values, table), share=share)
+    found = beam_search(steps, table, len(contexts), beams=beams)
     states = table.find(found.codes.clamp_min(0))
     leaves = (states - table.level_starts[-2]).clamp_min(0)
-    log_p = contexts.new_full((len(contexts), len(table)), -torch.inf, dtype=torch.float32)
-    # Past the last one found, scores are -inf and change nothing.
-    return log_p.scatter_reduce_(1, leaves, found.scores.float(), "amax")
+    past = found.scores == -torch.inf  # what follows the last one found
+    added = (found.scores - values.gather(1, leaves)).masked_fill(past, -torch.inf)
+    return torch.full_like(values, -torch.inf).scatter_reduce_(1, leaves, added, "amax")

@@ -1,6 +1,7 @@
-"""How much the codes should count, decided on validation."""
+"""How much codes and new items should count in a recommender's scores, decided on validation."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -9,45 +10,75 @@ from rqtoolkit.semantic_ids.recommend.evaluation import target_ranks
 from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
 from rqtoolkit.semantic_ids.recommend.sequences import Split
 
-__all__ = ["choose_codes_share"]
+__all__ = ["tune"]
+
+_K = 10
 
 
-def choose_codes_share(
+def tune(
     recommender: GenerativeRecommender,
     validation: Split,
     *,
+    boosts: Sequence[float] = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0),
+    cost: float = 0.01,
     shares: Sequence[float] = (0.0, 0.05, 0.1, 0.15, 0.25),
-    users: int = 1000,
+    users: int = 4000,
     seed: int = 0,
-) -> float:
-    """Set `codes_share` of a fitted recommender to what gives the best NDCG@10.
+) -> None:
+    """Set `new_item_boost` and `codes_share` of a fitted recommender to what validation supports.
 
-    Whether the codes add to the items' scores or take from them differs from training to training:
-    it is to be measured.
+    The boost comes first: the largest that costs no more than a share of the NDCG@10 of all users,
+    as log q alone gives it. It holds for about as many new items as the catalogue has now: when
+    many more have come, tune again. The share of the codes is then the one with the best NDCG@10;
+    whether codes add to the items' scores or take from them differs from training to training.
 
     Args:
         recommender: Fitted.
         validation: Histories and next items.
-        shares: Values to try.
-        users: Users to try them on, drawn at random.
+        boosts: Values of new_item_boost to try, in nats. Where all items of the catalogue were met
+            in training there is nothing to measure, and it stays as it is.
+        cost: Share of NDCG@10, in comparison with the smallest boost, that may be lost.
+        shares: Values of codes_share to try; of equal ones the smallest is taken.
+        users: Users to try shares on, drawn at random; boosts are tried on all.
         seed: Fixes the draw.
 
-    Returns:
-        The share chosen, the smallest of equal ones.
-
     Raises:
-        ConfigError: If there is no share or no user to try.
+        ConfigError: If there is no boost, no share or no user to try, or the recommender is not
+            fitted.
     """
-    if not shares or users < 1 or not len(validation.targets):
+    if not boosts or not shares or users < 1 or not len(validation.targets):
         raise ConfigError(
-            f"choose_codes_share: got shares={tuple(shares)}, users={users} and "
-            f"{len(validation.targets)} targets. Pass one of each or more."
+            f"tune: boosts={tuple(boosts)}, shares={tuple(shares)}, users={users} and the targets "
+            f"of the validation must be one or more each; got {len(validation.targets)} targets."
         )
+    if recommender.new_items(validation.histories.item_ids).any():
+        recommender.codes_share = 0.0
+        recommender.new_item_boost = _largest_boost(recommender, validation, boosts, cost)
     drawn = np.random.default_rng(seed).permutation(len(validation.targets))[:users]
     part = Split(validation.histories.take(drawn), validation.targets[drawn])
     gains = {}
     for share in sorted(shares):
         recommender.codes_share = float(share)
-        gains[share] = target_ranks(recommender, part, k=10).gains(10).mean()
+        gains[share] = _ndcg(recommender, part, "recommend")
     recommender.codes_share = float(max(gains, key=lambda share: gains[share]))
-    return recommender.codes_share
+
+
+def _largest_boost(
+    recommender: GenerativeRecommender, validation: Split, boosts: Sequence[float], cost: float
+) -> float:
+    """Return the last boost, going up, before one that costs too much."""
+    best, *others = sorted(boosts)
+    recommender.new_item_boost = float(best)
+    least = (1 - cost) * _ndcg(recommender, validation, "scores")
+    for boost in others:
+        recommender.new_item_boost = float(boost)
+        if _ndcg(recommender, validation, "scores") < least:
+            break
+        best = boost
+    return float(best)
+
+
+def _ndcg(
+    recommender: GenerativeRecommender, split: Split, by: Literal["scores", "recommend"]
+) -> float:
+    return float(target_ranks(recommender, split, k=_K, by=by).gains(_K).mean())

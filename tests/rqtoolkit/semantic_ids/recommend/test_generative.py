@@ -10,7 +10,7 @@ from rqtoolkit.semantic_ids import SemanticIDs
 from rqtoolkit.semantic_ids.recommend import Sequences, evaluate_next_item
 from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
 from rqtoolkit.semantic_ids.recommend.training import Settings, train
-from rqtoolkit.semantic_ids.recommend.tuning import choose_codes_share
+from rqtoolkit.semantic_ids.recommend.tuning import tune
 
 ITEMS = 36
 NAMES = np.array([f"item {number:02}" for number in range(ITEMS + 3)])
@@ -64,15 +64,44 @@ def test_the_codes_alone_learn_it_too(fitted, sequences, monkeypatch):
 def test_the_share_of_the_codes_is_what_validates_best(fitted, sequences, monkeypatch):
     validation = sequences.leave_one_out().validation
     monkeypatch.setattr(fitted, "codes_share", 0.1)
-    chosen = choose_codes_share(fitted, validation, shares=(0.0, 0.3, 1e6))
-    gains = {}
+    tune(fitted, validation, boosts=(1.0,), shares=(0.0, 0.3, 1e6))
+    chosen, gains = fitted.codes_share, {}
     for share in (0.0, 0.3, 1e6):
         fitted.codes_share = share
-        evaluation = evaluate_next_item(fitted, sequences, split="validation")
-        gains[share] = evaluation.all.ndcg[10]
+        gains[share] = validated(fitted, sequences)
     assert gains[chosen] == max(gains.values())
-    with pytest.raises(ConfigError, match="choose_codes_share"):
-        choose_codes_share(fitted, validation, shares=())
+    with pytest.raises(ConfigError, match="tune"):
+        tune(fitted, validation, shares=())
+
+
+def validated(recommender, sequences):
+    return evaluate_next_item(recommender, sequences, split="validation").all.ndcg[10]
+
+
+def test_new_items_come_forward_as_far_as_the_others_can_bear(fitted, sequences, monkeypatch):
+    validation = sequences.leave_one_out().validation
+    assert fitted.new_items(sequences.item_ids).sum() >= 2  # the walk leaves them out
+    for name in ("codes_share", "new_item_boost"):
+        monkeypatch.setattr(fitted, name, 0.0)
+    boosts = [float(boost) for boost in range(0, 24, 2)]
+    gains = []
+    for boost in boosts:
+        fitted.new_item_boost = boost
+        gains.append(validated(fitted, sequences))
+    assert gains[-1] < 0.95 * gains[0]
+    for cost in (0.0, 0.05):
+        tune(fitted, validation, boosts=boosts[::-1], cost=cost, shares=(0.0,))
+        over = np.flatnonzero(np.array(gains) < (1 - cost) * gains[0])
+        assert fitted.new_item_boost == boosts[over[0] - 1]
+
+
+def test_without_new_items_nothing_is_said_of_them():
+    every = Sequences.from_lists([NAMES[:ITEMS]] * 4, item_ids=NAMES[:ITEMS])
+    recommender = make(new_item_boost=1.25)
+    recommender.fit(every, **FIT | {"epochs": 1})
+    assert not recommender.new_items(every.item_ids).any()
+    tune(recommender, every.leave_one_out().validation, shares=(0.0,))
+    assert recommender.new_item_boost == 1.25
 
 
 def test_as_many_beams_as_items_give_the_exact_list(fitted, sequences):

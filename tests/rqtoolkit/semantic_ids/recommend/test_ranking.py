@@ -5,8 +5,9 @@ import torch
 from rqtoolkit.semantic_ids.decoding.prefix_table import PrefixTable
 from rqtoolkit.semantic_ids.recommend.ranking import (
     PrefixTree,
-    beam_log_probabilities,
+    best_below,
     leaf_log_probabilities,
+    search_codes,
 )
 from rqtoolkit.transformer.model import RQTransformer
 from rqtoolkit.transformer.passes import classify, run_depth
@@ -72,26 +73,57 @@ def test_a_single_item_is_certain(model, codes):
         assert leaf_log_probabilities(model, torch.randn(2, 16), tree).tolist() == [[0.0], [0.0]]
 
 
-def test_a_search_with_enough_beams_finds_the_exact_values(model, codes):
-    table = PrefixTable(codes, SIZES)
-    contexts = torch.randn(3, 16)
+def search(model, contexts, table, values, **settings):
     with torch.no_grad():
-        exact = leaf_log_probabilities(model, contexts, PrefixTree(table))
-        found = beam_log_probabilities(model, contexts, table, beams=len(codes))
-        few = beam_log_probabilities(model, contexts, table, beams=2)
-    torch.testing.assert_close(found, exact)
+        return search_codes(
+            model, contexts, table, values, **{"share": 0.7, "beams": 10} | settings
+        )
+
+
+@pytest.fixture
+def table(codes):
+    return PrefixTable(codes, SIZES).to("cpu")
+
+
+def test_a_search_with_enough_beams_finds_the_exact_values(model, table):
+    contexts, values = torch.randn(3, 16), torch.randn(3, 10)
+    with torch.no_grad():
+        exact = 0.7 * leaf_log_probabilities(model, contexts, PrefixTree(table))
+    torch.testing.assert_close(search(model, contexts, table, values), exact)
+    few = search(model, contexts, table, values, beams=2)
     kept = few > -torch.inf
     assert kept.sum(1).tolist() == [2, 2, 2]
     torch.testing.assert_close(few[kept], exact[kept])
 
 
-def test_a_search_within_some_items_keeps_their_probabilities(model, codes):
-    table = PrefixTable(codes, SIZES)
-    contexts = torch.randn(2, 16)
-    some = table.subset([0, 3, 7])
-    leaves = table.find(codes[[0, 3, 7]]) - table.level_starts[-2]
+def test_more_users_than_are_walked_at_once_get_the_same(model, table):
+    contexts, tree = torch.randn(35, 16), PrefixTree(table)
     with torch.no_grad():
-        exact = leaf_log_probabilities(model, contexts, PrefixTree(table))
-        found = beam_log_probabilities(model, contexts, table, beams=10, within=some)
-    torch.testing.assert_close(found[:, leaves], exact[:, leaves])
-    assert (found > -torch.inf).sum().item() == 6
+        found = leaf_log_probabilities(model, contexts, tree)
+        single = torch.cat([leaf_log_probabilities(model, c[None], tree) for c in contexts])
+    torch.testing.assert_close(found, single)
+
+
+def test_nothing_promises_less_than_it_holds(model, table, codes):
+    """The best of a prefix bounds all that begins with it, so that the first is found early."""
+    contexts, values = torch.randn(4, 16), torch.randn(4, 10)
+    best = best_below(values, table)
+    order = np.lexsort(codes.T[::-1])
+    for level in range(4):
+        for place, row in enumerate(codes[order]):
+            state = int(table.find(torch.from_numpy(row[:level])))
+            same = (codes[order][:, :level] == row[:level]).all(1)
+            torch.testing.assert_close(best[:, state], values[:, same].amax(1), msg=str(place))
+    alone = search(model, contexts, table, values, share=0.0, beams=1)
+    assert alone.argmax(1).tolist() == values.argmax(1).tolist()
+
+
+def test_what_is_left_out_is_not_found_and_changes_nothing_else(model, table):
+    contexts, values = torch.randn(3, 16), torch.randn(3, 10)
+    whole = search(model, contexts, table, values)
+    values[0, [0, 3, 7]] = -torch.inf
+    values[1] = -torch.inf
+    found = search(model, contexts, table, values)
+    assert torch.equal(found == -torch.inf, values == -torch.inf)
+    kept = values > -torch.inf
+    torch.testing.assert_close(found[kept], whole[kept])
