@@ -4,25 +4,41 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+
 from rqtoolkit.errors import ConfigError
 
-__all__ = ["LARGEST_VALUE", "check_count", "check_rate", "check_sizes"]
+__all__ = ["LARGEST_VALUE", "check_count", "check_rate", "check_sizes", "plain", "shown"]
 
 LARGEST_VALUE = 1e15
 """Of vectors: squares of larger values, summed, leave the range of float32."""
 
 
+def plain(value: Any) -> Any:
+    """Return a value with Python's own numbers, strings and lists in place of numpy's."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return value
+
+
+def shown(value: Any) -> str:
+    """Return how messages name a value, be it numpy's or not."""
+    return repr(plain(value))
+
+
 def check_count(where: str, name: str, value: Any) -> int:
     """Return a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
-        raise ConfigError(f"{where}: {name}={value!r} must be an integer of at least 1.")
+        raise ConfigError(f"{where}: {name}={shown(value)} must be an integer of at least 1.")
     return int(value)
 
 
 def check_rate(where: str, name: str, value: float) -> float:
     """Return a probability under 1."""
     if not 0 <= value < 1:
-        raise ConfigError(f"{where}: {name}={value!r} must be at least 0 and under 1.")
+        raise ConfigError(f"{where}: {name}={shown(value)} must be at least 0 and under 1.")
     return float(value)
 
 
@@ -34,7 +50,7 @@ def check_sizes(where: str, codebook_size: int | Sequence[int], depth: int) -> t
         sizes = [codebook_size] * depth
     if len(sizes) != depth:
         raise ConfigError(
-            f"{where}: codebook_size={sizes} must hold one size per level; "
+            f"{where}: codebook_size={shown(sizes)} must hold one size per level; "
             f"got {len(sizes)} for depth={depth}. Pass one integer or {depth} of them."
         )
     return tuple(check_count(where, "codebook_size", size) for size in sizes)

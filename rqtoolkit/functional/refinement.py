@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rqtoolkit.errors import ConfigError
-from rqtoolkit.functional.arguments import check_count
+from rqtoolkit.functional.arguments import check_count, shown
 from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES, beam_widths, chunk_slices
 from rqtoolkit.functional.codebook_products import CodebookProducts, product_bytes
 from rqtoolkit.functional.encoding import (
@@ -150,7 +150,7 @@ class _Effort:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
                 raise ConfigError(
-                    f"{self.where}: {name}={value!r} must be a whole number of at least 0."
+                    f"{self.where}: {name}={shown(value)} must be a whole number of at least 0."
                 )
         if self.threads is not None:
             check_count(self.where, "threads", self.threads)

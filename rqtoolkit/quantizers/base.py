@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rqtoolkit.errors import ArtifactError, ConfigError
-from rqtoolkit.functional.arguments import check_count
+from rqtoolkit.functional.arguments import check_count, plain
 from rqtoolkit.io.artifact import constructing, read_artifact, write_artifact
 from rqtoolkit.quantizers import checks
 
@@ -147,7 +147,7 @@ class Quantizer(nn.Module, ABC):
         return ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
 
     def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.arguments}
+        return {name: plain(getattr(self, name)) for name in self.arguments}
 
     def _name(self, method: str) -> str:
         """Return class and method, for messages."""

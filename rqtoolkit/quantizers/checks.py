@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
-from rqtoolkit.functional.arguments import LARGEST_VALUE, check_count, check_rate, check_sizes
+from rqtoolkit.functional.arguments import (
+    LARGEST_VALUE,
+    check_count,
+    check_rate,
+    check_sizes,
+    shown,
+)
 
 __all__ = [
     "channels_last",
@@ -45,7 +51,7 @@ def level_sizes(
     sizes = check_sizes(where, codebook_size, check_count(where, "depth", depth))
     if shared_codebook and len(set(sizes)) > 1:
         raise ConfigError(
-            f"{where}: codebook_size={codebook_size} differs over levels, which one shared "
+            f"{where}: codebook_size={shown(codebook_size)} differs over levels, which one shared "
             "codebook cannot. Pass one number, or shared_codebook=False."
         )
     return sizes

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from rqtoolkit.errors import DataError, ShapeError
+from rqtoolkit.functional.arguments import shown
 
 __all__ = ["check_codes", "check_rows", "check_table"]
 
@@ -32,7 +33,7 @@ def check_codes(where: str, codes: ArrayLike, sizes: Sequence[int]) -> NDArray[n
     codes = check_table(where, codes, len(sizes))
     if codes.size and (codes.min() < 0 or (codes.max(axis=0) >= np.asarray(sizes)).any()):
         raise DataError(
-            f"{where}: codes have to be in [0, codebook_size) of {tuple(sizes)}; got "
+            f"{where}: codes have to be in [0, codebook_size) of {shown(tuple(sizes))}; got "
             f"{codes.min(axis=0).tolist()} to {codes.max(axis=0).tolist()}. Take the offsets of a "
             "flat vocabulary away with rqtoolkit.semantic_ids.tokens.unflatten_codes."
         )

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rqtoolkit.errors import DataError, ShapeError
+from rqtoolkit.functional.arguments import shown
 
 __all__ = [
     "RowIndex",
@@ -66,7 +67,7 @@ def check_distinct(where: str, item_ids: NDArray) -> None:
     unique, counts = np.unique(item_ids, return_counts=True)
     if len(unique) < len(item_ids):
         raise DataError(
-            f"{where}: item_ids have to be distinct; got {unique[np.argmax(counts)].item()!r} "
+            f"{where}: item_ids have to be distinct; got {shown(unique[np.argmax(counts)])} "
             f"{counts.max()} times, {len(item_ids) - len(unique)} rows too many in all. "
             "Keep one row an item."
         )
@@ -82,7 +83,7 @@ def check_kind(where: str, item_ids: NDArray, published: NDArray) -> None:
     if len(item_ids) and item_ids.dtype.kind != published.dtype.kind:
         raise DataError(
             f"{where}: item_ids have to be {kinds[published.dtype.kind]} as those of the items; "
-            f"got {kinds[item_ids.dtype.kind]}, such as {item_ids[0].item()!r}. Convert them."
+            f"got {kinds[item_ids.dtype.kind]}, such as {shown(item_ids[0])}. Convert them."
         )
 
 
@@ -111,8 +112,9 @@ def check_codes(
         raise DataError(f"{where}: codes have to be integers; got dtype {table.dtype}.")
     if codebook_sizes is not None and len(codebook_sizes) != table.shape[1]:
         raise ShapeError(
-            f"{where}: codebook_sizes={tuple(codebook_sizes)} has to have one number for each of "
-            f"{table.shape[1]} codes. Pass codes as (N, length): perhaps they are transposed."
+            f"{where}: codebook_sizes={shown(tuple(codebook_sizes))} has to have one number for "
+            f"each of {table.shape[1]} codes. Pass codes as (N, length): perhaps they are "
+            "transposed."
         )
     wrong = table < 0
     if codebook_sizes is not None:
@@ -155,7 +157,7 @@ class RowIndex:
 def _plain_array(where: str, item_ids: Any) -> NDArray:
     """Return an array whose elements numpy has not converted into each other."""
     if isinstance(item_ids, str | bytes):
-        raise DataError(f"{where}: item_ids has to be a list of ids; got {item_ids!r} alone.")
+        raise DataError(f"{where}: item_ids has to be a list of ids; got {shown(item_ids)} alone.")
     if getattr(item_ids, "null_count", 0):
         raise DataError(f"{where}: item_ids hold {item_ids.null_count} nulls. Drop these rows.")
     if hasattr(item_ids, "buffers"):  # a pyarrow array, which copies strings only when told

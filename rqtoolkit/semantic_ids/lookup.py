@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
+from rqtoolkit.functional.arguments import shown
 from rqtoolkit.semantic_ids.items import RowIndex, as_item_ids, check_kind
 from rqtoolkit.semantic_ids.stacks import stack_numbers
 
@@ -31,7 +32,7 @@ def rows(
     """
     where = "SemanticIDs.lookup"
     if errors not in ("raise", "null"):
-        raise ConfigError(f"{where}: errors={errors!r} is unknown. Choose 'raise' or 'null'.")
+        raise ConfigError(f"{where}: errors={shown(errors)} is unknown. Choose 'raise' or 'null'.")
     wanted = as_item_ids(where, item_ids)
     check_kind(where, wanted, self.item_ids)
     if "items" not in self.indexes:
@@ -40,7 +41,7 @@ def rows(
     if errors == "raise" and (found < 0).any():
         raise DataError(
             f"{where}: {(found < 0).sum()} of {len(found)} item_ids are not published, such as "
-            f"{wanted[np.argmin(found)].item()!r}. Add them, or pass errors='null'."
+            f"{shown(wanted[np.argmin(found)])}. Add them, or pass errors='null'."
         )
     return found
 

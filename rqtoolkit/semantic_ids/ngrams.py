@@ -56,8 +56,8 @@ def prefix_ngrams(
         Semantic ID", RecSys 2025, https://arxiv.org/abs/2504.02137 (prefix n-grams).
     """
     codes = check_codes("prefix_ngrams", codes, codebook_sizes).astype(np.int64)
-    spans = _prefixes(codebook_sizes, n)
-    return _number(codes, codebook_sizes, spans, table_size, seed)
+    sizes = _whole(codebook_sizes)
+    return _number(codes, sizes, _prefixes(sizes, n), table_size, seed)
 
 
 def ngrams(
@@ -93,8 +93,8 @@ def ngrams(
         Recommendations", RecSys 2024, https://arxiv.org/abs/2306.08121 (N-grams of the codes).
     """
     codes = check_codes("ngrams", codes, codebook_sizes).astype(np.int64)
-    spans = _runs(codebook_sizes, n, overlapping)
-    return _number(codes, codebook_sizes, spans, table_size, seed)
+    sizes = _whole(codebook_sizes)
+    return _number(codes, sizes, _runs(sizes, n, overlapping), table_size, seed)
 
 
 def ngram_sizes(
@@ -117,9 +117,15 @@ def ngram_sizes(
     Raises:
         ConfigError: As for `prefix_ngrams`.
     """
-    count = len(codebook_sizes) if n is None else n
-    spans = _runs(codebook_sizes, count, overlapping) if runs else _prefixes(codebook_sizes, count)
-    return tuple(_rows(codebook_sizes, span, table_size) for span in spans)
+    sizes = _whole(codebook_sizes)
+    count = len(sizes) if n is None else n
+    spans = _runs(sizes, count, overlapping) if runs else _prefixes(sizes, count)
+    return tuple(_rows(sizes, span, table_size) for span in spans)
+
+
+def _whole(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return sizes as Python's numbers, whose products do not overflow as those of numpy do."""
+    return tuple(map(int, sizes))
 
 
 def _prefixes(sizes: Sequence[int], n: int | None) -> list[slice]:
@@ -139,7 +145,7 @@ def _rows(sizes: Sequence[int], span: slice, table_size: int | None) -> int:
         return min(possible, check_count("ngrams", "table_size", table_size))
     if possible > _LARGEST:
         raise ConfigError(
-            f"ngrams: {span.stop - span.start} codes of sizes {tuple(sizes[span])} have {possible} "
+            f"ngrams: {span.stop - span.start} codes of sizes {sizes[span]} have {possible} "
             "values, more than 63 bits hold. Pass table_size, or a smaller n."
         )
     return possible

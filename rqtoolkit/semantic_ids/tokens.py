@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rqtoolkit.errors import ConfigError, DataError
-from rqtoolkit.functional.arguments import check_count
+from rqtoolkit.functional.arguments import check_count, shown
 from rqtoolkit.semantic_ids.code_checks import check_codes, check_table
 
 __all__ = [
@@ -128,7 +128,7 @@ def parse_tokens(
             example = format_tokens(np.zeros((1, length), np.int64), style)[0]
             raise DataError(
                 f"parse_tokens: text {row} has to be a semantic ID such as {example!r}; "
-                f"got {text!r}. Pass errors='null' for a row of -1."
+                f"got {shown(text)}. Pass errors='null' for a row of -1."
             )
     return codes
 
@@ -192,8 +192,8 @@ def unflatten_codes(
         raise DataError(
             f"unflatten_codes: tokens of each level have to follow its offset, "
             f"{token_offsets(codebook_sizes, start=start).tolist()}, for codebook sizes "
-            f"{tuple(codebook_sizes)}; got {tokens[row].tolist()} in row {row}. Check start and "
-            "the sizes, or pass errors='null' for a row of -1."
+            f"{shown(tuple(codebook_sizes))}; got {tokens[row].tolist()} in row {row}. Check "
+            "start and the sizes, or pass errors='null' for a row of -1."
         )
     codes[foreign] = -1
     return codes

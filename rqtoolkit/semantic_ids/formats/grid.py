@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from rqtoolkit.errors import ArtifactError, DataError, ShapeError
+from rqtoolkit.functional.arguments import shown
 from rqtoolkit.io.atomic import atomic_path
 from rqtoolkit.io.parquet import unreadable
 from rqtoolkit.semantic_ids.figures import prefix_groups
@@ -99,8 +100,8 @@ def write_grid(path: str | Path, codes: ArrayLike, item_ids: Any = None) -> None
         strange = ids if ids.dtype.kind != "i" else ids[(ids < 0) | (ids >= len(ids))]
         raise DataError(
             f"write_grid: item_ids have to be 0 … {len(ids) - 1}, since GRID numbers items by "
-            f"column; got {strange[0]!r}. Leave item_ids out to write the rows in order, and keep "
-            "the ids beside."
+            f"column; got {shown(strange[0])}. Leave item_ids out to write the rows in order, "
+            "and keep the ids beside."
         )
     columns = np.empty_like(codes)
     columns[ids] = codes

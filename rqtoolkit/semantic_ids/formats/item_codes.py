@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rqtoolkit.errors import ArtifactError, DataError, ShapeError
+from rqtoolkit.functional.arguments import shown
 from rqtoolkit.semantic_ids.items import as_item_ids, check_distinct
 
 __all__ = ["ItemCodes", "checked_codes", "checked_items", "existing_file"]
@@ -72,8 +73,8 @@ def checked_codes(
     sizes = np.asarray(codebook_sizes)
     if sizes.shape != largest.shape:
         raise ShapeError(
-            f"{where}: codebook_sizes={tuple(codebook_sizes)} has to hold one size a level; got "
-            f"codes of {codes.shape[1]} levels."
+            f"{where}: codebook_sizes={shown(tuple(codebook_sizes))} has to hold one size a level; "
+            f"got codes of {codes.shape[1]} levels."
         )
     if (largest >= sizes).any():
         level = int(np.argmax(largest >= sizes))

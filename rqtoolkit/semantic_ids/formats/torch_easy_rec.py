@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from rqtoolkit.errors import ArtifactError, DataError, ShapeError
+from rqtoolkit.functional.arguments import shown
 from rqtoolkit.io.atomic import atomic_path
 from rqtoolkit.io.parquet import unreadable
 from rqtoolkit.semantic_ids.figures import prefix_groups
@@ -187,7 +188,8 @@ def _sizes_from_offsets(
     if codebook_sizes is not None and found != tuple(codebook_sizes):
         raise DataError(
             f"{path}: the offsets tell codebook_sizes {found[:-1]} of all levels but the last; got "
-            f"codebook_sizes={tuple(codebook_sizes)}. Name the sizes the table was written with."
+            f"codebook_sizes={shown(tuple(codebook_sizes))}. Name the sizes that the "
+            "table was written with."
         )
     return checked_codes(str(path), codes, found)
 

@@ -123,3 +123,20 @@ def test_every_kind_checks_what_it_encodes(quantizer):
     with pytest.raises(ShapeError, match=rf"{name}.encode: .*\(2, 5\)"):
         quantizer.encode(torch.zeros(2, 5))
     assert quantizer.encode(x[:0], depth=2).shape[0] == 0
+
+
+def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path):
+    sizes = [np.int64(8), np.int64(4)]
+    quantizers = [
+        ResidualQuantizer(np.int64(4), np.int64(2), sizes, beam=np.int64(2)),
+        ResidualAutoencoder(np.int64(4), 2, sizes, latent_dim=np.int64(2), hidden=[np.int64(8)]),
+    ]
+    for quantizer in quantizers:
+        assert "np." not in repr(quantizer)
+        quantizer.save(tmp_path / "quantizer")
+        loaded = type(quantizer).load(tmp_path / "quantizer")
+        assert repr(loaded) == repr(quantizer)
+    with pytest.raises(ConfigError, match=r"codebook_size=\[8, 4\] differs"):
+        ResidualQuantizer(4, 2, sizes, shared_codebook=True)
+    with pytest.raises(ConfigError, match="=-1 must be a whole number"):
+        quantizers[0].encode(torch.zeros(2, 4), icm_rounds=np.int64(-1))

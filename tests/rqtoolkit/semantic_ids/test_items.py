@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rqtoolkit.errors import DataError, ShapeError
+from rqtoolkit.semantic_ids.decoding import PrefixTable
+from rqtoolkit.semantic_ids.formats.item_codes import checked_codes
 from rqtoolkit.semantic_ids.items import (
     RowIndex,
     as_item_ids,
@@ -15,7 +17,9 @@ from rqtoolkit.semantic_ids.items import (
     check_kind,
     id_ranks,
 )
+from rqtoolkit.semantic_ids.ngrams import prefix_ngrams
 from rqtoolkit.semantic_ids.stacks import stack_numbers
+from rqtoolkit.semantic_ids.tokens import unflatten_codes
 
 
 @pytest.mark.parametrize(
@@ -128,3 +132,19 @@ def test_codes_are_checked():
         check_codes("test", [[0.5]])
     with pytest.raises(ShapeError, match="neither 0"):
         check_codes("test", np.empty((0, 3), int))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda sizes: check_codes("f", [[1]], sizes),
+        lambda sizes: unflatten_codes([[9, 9]], sizes),
+        lambda sizes: checked_codes("f", np.array([[1]]), sizes),
+        lambda sizes: PrefixTable([[9, 9]], sizes),
+        lambda sizes: prefix_ngrams([[9, 9]], sizes),
+    ],
+)
+def test_messages_name_sizes_of_numpy_as_plain_numbers(call):
+    for sizes in (np.array([4, 5]), [np.int64(4), np.int64(5)]):
+        with pytest.raises((DataError, ShapeError), match=r"\(4, 5\)"):
+            call(sizes)

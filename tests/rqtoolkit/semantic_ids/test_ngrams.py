@@ -17,6 +17,13 @@ class TestPrefixes:
         assert prefix_ngrams([[2, 1, 4]], (3, 4, 5), 2).tolist() == [[2, 9]]
         assert ngram_sizes((3, 4, 5)) == (3, 12, 60)
 
+    def test_sizes_of_numpy_do_not_overflow(self):
+        sizes = np.array([2**30] * 3, np.int32)
+        with pytest.raises(ConfigError, match=r"3 codes of sizes .* more than 63 bits"):
+            ngram_sizes(sizes)
+        with pytest.raises(ConfigError, match="more than 63 bits"):
+            prefix_ngrams([[1, 2, 3]], sizes)
+
     @settings(max_examples=30)
     @given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     def test_exact_numbers_are_a_bijection(self, sizes):
