@@ -52,6 +52,7 @@ class Method(StrEnum):
 
     RESIDUAL = "residual"
     GROUPED = "grouped"
+    RQVAE = "rqvae"
     NEURAL = "neural"
 
 
@@ -111,7 +112,7 @@ TrainRows = Annotated[
     typer.Option(
         min=1,
         help="Rows to fit on, drawn at random.",
-        show_default="1024 for each codeword; neural: 4096",
+        show_default="1024 for each codeword; rqvae, neural: 4096",
     ),
 ]
 Shared = Annotated[bool, typer.Option("--shared-codebook", help="One table for all levels.")]
@@ -134,12 +135,16 @@ FitBeam = Annotated[
     typer.Option(
         min=1,
         help="Prefixes kept in encoding, here and with the model; 1 is greedy.",
-        show_default="5; neural: 16",
+        show_default="5; rqvae: 1; neural: 16",
     ),
 ]
 Epochs = Annotated[
     int | None,
-    typer.Option(min=1, help="Passes over the vectors, at most (neural).", show_default="50"),
+    typer.Option(
+        min=1,
+        help="Passes over the vectors, at most (rqvae, neural).",
+        show_default="rqvae: 100; neural: 50",
+    ),
 ]
 TimeBudget = Annotated[
     float | None, typer.Option(help="Seconds after which no further round of a fit begins.")

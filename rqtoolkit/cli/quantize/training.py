@@ -17,13 +17,15 @@ from rqtoolkit.quantizers import (
     GroupedResidualQuantizer,
     NeuralResidualQuantizer,
     Quantizer,
+    ResidualAutoencoder,
     ResidualQuantizer,
     load_quantizer,
 )
 
 __all__ = ["check_options", "fit_quantizer", "load_start", "options_used", "training_rows"]
 
-_TRAIN_ROWS_PER_CODE = {"residual": 1024, "grouped": 1024, "neural": 4096}  # as the library
+# As the library.
+_TRAIN_ROWS_PER_CODE = {"residual": 1024, "grouped": 1024, "rqvae": 4096, "neural": 4096}
 _TRAIN_ELEMENTS = 2**30  # 4 GiB of float32
 
 _RESIDUAL_FIT = (
@@ -38,17 +40,20 @@ _RESIDUAL_FIT = (
 _KINDS: dict[str, Any] = {
     "residual": ResidualQuantizer,
     "grouped": GroupedResidualQuantizer,
+    "rqvae": ResidualAutoencoder,
     "neural": NeuralResidualQuantizer,
 }
 _CONSTRUCTOR: dict[str, tuple[str, ...]] = {
     "residual": ("shared_codebook",),
     "grouped": ("shared_codebook", "groups", "rotation"),
+    "rqvae": ("beam",),
     "neural": (),
 }
 _SHAPE = ("method", "depth", "codebook_size", *_CONSTRUCTOR["grouped"])
 _FIT: dict[str, tuple[str, ...]] = {
     "residual": _RESIDUAL_FIT,
     "grouped": _RESIDUAL_FIT,
+    "rqvae": ("epochs", "time_budget"),
     "neural": ("beam", "epochs", "time_budget"),
 }
 
@@ -57,7 +62,7 @@ def check_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that were given, if the method takes them.
 
     Args:
-        method: "residual", "grouped" or "neural".
+        method: "residual", "grouped", "rqvae" or "neural".
         options: Arguments of its constructor and `fit`; None and False are left out.
 
     Raises:
@@ -77,8 +82,14 @@ def options_used(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a fit with the library's values where none were given."""
     # Grouped quantizers hand on what those of their groups know.
     kinds = (ResidualQuantizer, _KINDS[method])
-    defaults = {name: one.default for kind in kinds for name, one in _parameters(kind.fit)}
-    return {"method": method, **{name: defaults[name] for name in _FIT[method]}, **options}
+    defaults = {
+        name: one.default
+        for kind in kinds
+        for function in (kind.__init__, kind.fit)
+        for name, one in _parameters(function)
+    }
+    names = ("beam", *_FIT[method])
+    return {"method": method, **{name: defaults[name] for name in names}, **options}
 
 
 def training_rows(
@@ -91,7 +102,7 @@ def training_rows(
 ) -> NDArray[np.float32]:
     """Read the vectors to fit on: `train_rows`, or as many a codeword as the library takes.
 
-    That is 1024, or 4096 for a neural quantizer, within 4 GiB.
+    That is 1024, or 4096 where networks learn, within 4 GiB.
 
     Args:
         vectors: Where they lie.

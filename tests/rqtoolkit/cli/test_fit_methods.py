@@ -14,6 +14,7 @@ from rqtoolkit.functional.rate_distortion import distortion, entropy_per_depth, 
 from rqtoolkit.quantizers import (
     GroupedResidualQuantizer,
     NeuralResidualQuantizer,
+    ResidualAutoencoder,
     ResidualQuantizer,
     load_quantizer,
 )
@@ -31,8 +32,15 @@ def test_stated_defaults_are_those_of_the_library():
         assert stated[option] == str(library[argument].default)
     assert float(stated["prefix_weight"]) == library["prefix_weight"].default
     neural = inspect.signature(NeuralResidualQuantizer.fit).parameters
-    assert stated["beam"] == f"{library['beam'].default}; neural: {neural['beam'].default}"
-    assert stated["epochs"] == str(neural["epochs"].default)
+    rqvae = {
+        name: one.default
+        for function in (ResidualAutoencoder.__init__, ResidualAutoencoder.fit)
+        for name, one in inspect.signature(function).parameters.items()
+    }
+    beams = library["beam"].default, rqvae["beam"], neural["beam"].default
+    assert stated["beam"] == "{}; rqvae: {}; neural: {}".format(*beams)
+    epochs = rqvae["epochs"], neural["epochs"].default
+    assert stated["epochs"] == "rqvae: {}; neural: {}".format(*epochs)
 
 
 def test_every_option_reaches_the_library(made, tmp_path, monkeypatch, run):
@@ -106,6 +114,32 @@ def test_evaluate_shows_a_row_for_each_level_of_all_groups(made, tmp_path, run, 
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:3]] == [["1", "8"], ["2", "8"]]
     assert lines[3].startswith("18 bits per vector")
+
+
+def test_rqvae_equals_the_library(made, tmp_path, x, run, run_json):
+    out, codes_file = tmp_path / "m.safetensors", tmp_path / "c.npy"
+    options = ["--method", "rqvae", *SHAPE, "--epochs", 2, "--beam", 2, "--seed", 3]
+    run("fit", made / "x.npy", *options, "--out", out)
+    peer = ResidualAutoencoder(6, 2, 8, beam=2).fit(x, epochs=2, seed=3)
+    peer.save(tmp_path / "peer.safetensors")
+    assert out.read_bytes() == (tmp_path / "peer.safetensors").read_bytes()
+
+    run("encode", out, made / "x.npy", "--out", codes_file)
+    codes = torch.from_numpy(np.load(codes_file)).long()
+    assert torch.equal(codes, peer.encode(torch.from_numpy(x)))
+    run("decode", out, codes_file, "--out", tmp_path / "y.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), peer.decode(codes))
+    found = run_json("evaluate", out, made / "x.npy")
+    for level in (1, 2):
+        expected = distortion(x, peer.decode(codes[:, :level]))
+        assert found["mse_by_depth"][level - 1] == pytest.approx(expected)
+
+
+def test_sweep_of_rqvae_keeps_its_own_defaults(made, tmp_path, run):
+    options = ["--depths", 1, "--codebook-sizes", 4, "--method", "rqvae", "--epochs", 1]
+    run("sweep", made / "x.npy", *options, "--out", tmp_path / "sweep")
+    used = json.loads((tmp_path / "sweep" / "results.json").read_text())["options"]
+    assert (used["method"], used["beam"], used["epochs"]) == ("rqvae", 1, 1)
 
 
 @pytest.mark.slow
@@ -220,9 +254,11 @@ BAD_CALLS = [
     (["--warm-start", "{model}", "--shared-codebook"], "--shared-codebook is settled"),
     (["--warm-start", "{model}", "--method", "residual"], "--method is settled"),
     (["--warm-start", "{tmp}/none"], "does not exist"),
-    ([*SHAPE, "--epochs", 2], "--epochs is for --method neural"),
+    ([*SHAPE, "--epochs", 2], "--epochs is for --method rqvae or neural"),
     ([*SHAPE, "--method", "neural", "--starts", 2], "--starts is for --method residual or grouped"),
+    ([*SHAPE, "--method", "rqvae", "--shared-codebook"], "--shared-codebook is for --method res"),
     (["--warm-start", "{tmp}/neural.safetensors"], "starts afresh"),
+    (["--warm-start", "{tmp}/rqvae.safetensors"], "starts afresh"),
     ([*SHAPE, "--held-out", "{tmp}/dim5.npy"], "dimension 5"),
     ([*SHAPE, "--rate-weight", 1, "--target-bits", 5], "in two ways"),
     ([*SHAPE, "--prefix-weight", -1], "prefix_weight=-1"),
@@ -234,6 +270,7 @@ BAD_CALLS = [
 def test_bad_fits(made, tmp_path, refused, words, message):
     np.save(tmp_path / "dim5.npy", np.ones((9, 5)))
     NeuralResidualQuantizer(6, 1, 4).save(tmp_path / "neural.safetensors")
+    ResidualAutoencoder(6, 1, 4).save(tmp_path / "rqvae.safetensors")
     places = {"model": made / "model.safetensors", "tmp": tmp_path}
     words = [str(word).format(**places) for word in words]
     refused(["fit", made / "x.npy", *words, "--out", tmp_path / "m.safetensors"], message)
@@ -244,11 +281,14 @@ def test_bad_fits(made, tmp_path, refused, words, message):
     [
         (["encode", "{neural}", "{x}", "--icm-rounds", 2], "--icm-rounds is nothing that a Neural"),
         (["export", "{neural}"], "faiss has no index of that kind"),
+        (["export", "{rqvae}"], "faiss has no index of that kind"),
     ],
 )
-def test_what_neural_quantizers_do_not_do(made, tmp_path, refused, words, message):
+def test_what_quantizers_with_networks_do_not_do(made, tmp_path, refused, words, message):
     NeuralResidualQuantizer(6, 1, 4).save(tmp_path / "neural.safetensors")
-    places = {"neural": tmp_path / "neural.safetensors", "x": made / "x.npy"}
+    ResidualAutoencoder(6, 1, 4).save(tmp_path / "rqvae.safetensors")
+    places = {name: tmp_path / f"{name}.safetensors" for name in ("neural", "rqvae")}
+    places["x"] = made / "x.npy"
     words = [str(word).format(**places) for word in words]
     refused([*words, "--out", tmp_path / "out.npy"], message)
 
