@@ -68,10 +68,18 @@ TRAINED = ("sasrec", "generative")
 METHODS = (*COUNTING, *TRAINED)
 
 
+def semantic_ids(train: Sequences, seed: int, folder: Path) -> SemanticIDs:
+    """Fit them, or read those that a training in the same folder was started with."""
+    if not folder.exists():
+        embeddings = np.load(development_file(f"{FOLDER}/item_embeddings.npy"))
+        SemanticIDs.fit(embeddings, train.item_ids, seed=seed).save(folder)
+    return SemanticIDs.load(folder)
+
+
 def measure(method: str, seed: int, sequences: Sequences, work: Path) -> Record:
     """Fit one method and evaluate it on both held-out items of every user."""
     train, validation, _ = sequences.leave_one_out()
-    start, history = process_time(), []
+    start, history, chosen = process_time(), [], {}
     if method == "sasrec":
         recommender = SASRec.fit(
             train,
@@ -84,9 +92,7 @@ def measure(method: str, seed: int, sequences: Sequences, work: Path) -> Record:
         )
         history = recommender.history
     elif method == "generative":
-        embeddings = np.load(development_file(f"{FOLDER}/item_embeddings.npy"))
-        ids = SemanticIDs.fit(embeddings, train.item_ids, seed=seed)
-        recommender = GenerativeRecommender(ids)
+        recommender = GenerativeRecommender(semantic_ids(train, seed, work / f"ids-seed{seed}"))
         epochs = recommender.fit(
             train,
             validation=validation,
@@ -94,6 +100,7 @@ def measure(method: str, seed: int, sequences: Sequences, work: Path) -> Record:
             seed=seed,
         )
         tune(recommender, validation)
+        chosen = {name: getattr(recommender, name) for name in ("new_item_boost", "codes_share")}
         history = [asdict(epoch) for epoch in epochs]
     else:
         recommender = COUNTING[method](train)
@@ -109,8 +116,13 @@ def measure(method: str, seed: int, sequences: Sequences, work: Path) -> Record:
         "fit_cpu_seconds": fit_seconds,
         "evaluate_cpu_seconds": seconds,
         "epochs": history,
+        "chosen_on_validation": chosen,
     }
     return {"method": method, "seed": seed, "commit": commit(), "measures": rounded(measures)}
+
+
+def figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def show(records: list[Record]) -> Table:
@@ -121,11 +133,9 @@ def show(records: list[Record]) -> Table:
     for record in records:
         found = record["measures"]["test"]
         figures = [found["all"][name][k] for k in ("5", "10") for name in ("recall", "ndcg")]
-        figures.append(found["cold"]["recall"]["10"])
+        figures.append(found["cold"]["recall"]["10"])  # None where nobody is cold
         seconds = f"{record['measures']['fit_cpu_seconds']:.0f}"
-        table.add_row(
-            record["method"], str(record["seed"]), *(f"{x:.4f}" for x in figures), seconds
-        )
+        table.add_row(record["method"], str(record["seed"]), *map(figure, figures), seconds)
     return table
 
 

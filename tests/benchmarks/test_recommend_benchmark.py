@@ -39,6 +39,40 @@ def test_a_method_with_a_record_is_not_measured_again(few_users, capsys):
     assert len(run("popularity", again=True)) == 3
 
 
+def test_a_table_without_cold_users_has_a_gap(few_users, capsys):
+    file = few_users / recommend.FOLDER / "sequences.txt"
+    file.write_text("\n".join(file.read_text().splitlines()[1:]))
+    recommend.main(
+        methods="popularity", seeds="0", work=few_users / "work", out=few_users / "results.json"
+    )
+    assert read_records(few_users / "results.json")[0]["measures"]["test"]["cold"]["users"] == 0
+    assert "Beauty, next item" in capsys.readouterr().out
+
+
+def with_one_epoch(fit):
+    return lambda *given, **named: fit(*given, **named | {"epochs": 1})
+
+
+@pytest.mark.filterwarnings("ignore:SemanticIDs.fit. codebook_size")
+def test_the_trainings_leave_what_they_go_on_from(few_users, monkeypatch):
+    for recommender in (recommend.SASRec, recommend.GenerativeRecommender):
+        monkeypatch.setattr(recommender, "fit", with_one_epoch(recommender.fit))
+    found = {}
+    for again in (False, True):
+        recommend.main(
+            methods="sasrec,generative", seeds="3", again=again, work=few_users / "work",
+            out=few_users / "results.json",
+        )  # fmt: skip
+        for record in read_records(few_users / "results.json"):
+            measures = record["measures"]
+            found.setdefault(record["method"], []).append((measures["test"], measures["epochs"]))
+    assert found["sasrec"][0] == found["sasrec"][1]
+    assert found["generative"][0] == found["generative"][1]
+    assert sorted(path.name for path in (few_users / "work").iterdir()) == [
+        "generative-seed3.safetensors", "ids-seed3", "sasrec-seed3.safetensors",
+    ]  # fmt: skip
+
+
 def test_an_unknown_method_is_refused(few_users):
     with pytest.raises(typer.BadParameter, match="bert4rec"):
         recommend.main(methods="bert4rec", work=few_users, out=few_users / "results.json")

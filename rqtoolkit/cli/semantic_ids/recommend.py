@@ -73,11 +73,17 @@ def train(
     ] = None,
     codes_share: Annotated[
         float | None,
-        typer.Option(help="Weight of the codes in the score of an item.", show_default="0.1"),
+        typer.Option(
+            help="Weight of the codes in scores; with validation, what that supports.",
+            show_default="0.1",
+        ),
     ] = None,
     new_item_boost: Annotated[
         float | None,
-        typer.Option(help="Nats added to the scores of new items.", show_default="2.0"),
+        typer.Option(
+            help="Nats added to log q of new items; with validation, the most that costs 1%.",
+            show_default="2.0",
+        ),
     ] = None,
     autocast: Annotated[bool, typer.Option(help="Compute products in bfloat16.")] = True,
     hold_out: Annotated[
@@ -100,6 +106,7 @@ def train(
     from rqtoolkit.cli.semantic_ids.session import check_new_folder, read_sequences, working
     from rqtoolkit.semantic_ids import SemanticIDs
     from rqtoolkit.semantic_ids.recommend import GenerativeRecommender
+    from rqtoolkit.semantic_ids.recommend.tuning import tune
 
     checkpoint = check_new_folder(out).with_name(f"{out.name}.training.safetensors")
     catalogue = SemanticIDs.load(folder)
@@ -140,16 +147,22 @@ def train(
             seed=seed,
             progress=progress,
         )
+        if validation is not None:
+            given = _given({"boosts": new_item_boost, "shares": codes_share})
+            given = {name: (value,) for name, value in given.items()}
+            tune(recommender, validation, **given, progress=progress)
         recommender.save(out)
     checkpoint.unlink(missing_ok=True)
     seconds = time.perf_counter() - start
+    weights = {name: getattr(recommender, name) for name in ("codes_share", "new_item_boost")}
     names = ["number", "codes_loss", "item_loss", "validation"]
     rows = [[getattr(epoch, name) for name in names] for epoch in log]
     if as_json:
         epochs_log = [dict(zip(names, row, strict=True)) for row in rows]
-        print_json({"users": len(known), "seconds": seconds, "epochs": epochs_log})
+        print_json({"users": len(known), "seconds": seconds, "epochs": epochs_log} | weights)
         return
     print_table(names, rows)
+    message(", ".join(f"{name} {value:g}" for name, value in weights.items()))
     message(f"Wrote {out}")
 
 
@@ -165,7 +178,7 @@ def recommend(
     keep_seen: opt.KeepSeen = False,
     beams: Annotated[
         int | None,
-        typer.Option(min=1, help="Search so many beams in place of scoring all items."),
+        typer.Option(min=1, help="Prefixes kept at each level.", show_default="50, or 2 k"),
     ] = None,
     skip_unknown: opt.SkipUnknown = False,
     user_column: opt.UserColumn = "user",

@@ -107,7 +107,7 @@ def codes_of(where: str, ids: SemanticIDs, item_ids: NDArray) -> NDArray[np.int6
     if (missing := rows < 0).any():
         raise DataError(
             f"{where}: {missing.sum()} of {len(rows)} items of the sequences have no semantic ID; "
-            f"got {item_ids[missing.argmax()]!r}. Add them with SemanticIDs.add."
+            f"got {item_ids[missing.argmax()].item()!r}. Add them with SemanticIDs.add."
         )
     return ids.codes[rows]
 

@@ -166,19 +166,21 @@ class GenerativeRecommender:
             Losses and validation of each epoch.
 
         Raises:
-            DataError: If an item has no semantic ID, or fewer than two have interactions.
+            DataError: If there are no two items with interactions, an item without semantic ID, or
+                no user to validate on.
             ArtifactError: If the checkpoint is damaged or of another training.
         """
         where = f"{_CLASS}.fit"
         for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
             check_count(where, name, value)
+        if validation is not None and not len(validation.targets):
+            raise DataError(f"{where}: validation has no user. Pass some, or None.")
         codes = codes_of(where, self.ids, sequences.item_ids)
         met = np.flatnonzero(sequences.counts)
         known_codes, leaf = np.unique(codes[met], axis=0, return_inverse=True)
-        if len(known_codes) < 2:
+        if (count := len(known_codes)) < 2:
             raise DataError(
-                f"{where}: sequences must have two different semantic IDs or more; got "
-                f"{len(known_codes)}. Pass more interactions."
+                f"{where}: sequences must have two semantic IDs or more; got {count}. Pass more."
             )
         known = np.full(len(codes), -1)
         known[met] = leaf.reshape(-1)
@@ -259,8 +261,7 @@ class GenerativeRecommender:
             k: Items a user.
             items: Ids of the items to choose from, such as those in stock; None is all.
             mask_seen: Leave out what is in the user's history.
-            beams: Prefixes kept at each level, at least k; None takes 50, and 2k where that is
-                more.
+            beams: Prefixes kept at each level, at least k; None takes 50, or 2k if that is more.
 
         Returns:
             Rows of `histories.item_ids`, shape (users, k), int64, best first; -1 where there are

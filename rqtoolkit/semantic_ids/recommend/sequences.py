@@ -248,8 +248,8 @@ def _build(
     if (unknown := rows < 0).any():
         raise DataError(
             f"{where}: every item must be one of the {len(catalogue)} item_ids; got "
-            f"{items[unknown][0]!r} and {len(np.unique(items[unknown])) - 1} others that are not. "
-            "Add them, or drop their interactions."
+            f"{items[unknown][0].item()!r} and {len(np.unique(items[unknown])) - 1} others that "
+            "are not. Add them, or drop their interactions."
         )
     return Sequences(rows, _offsets(lengths), catalogue, user_ids)
 

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from rqtoolkit.errors import ConfigError
+from rqtoolkit.functional.progress import Progress
 from rqtoolkit.semantic_ids.recommend.evaluation import target_ranks
 from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
 from rqtoolkit.semantic_ids.recommend.sequences import Split
@@ -24,6 +25,7 @@ def tune(
     shares: Sequence[float] = (0.0, 0.05, 0.1, 0.15, 0.25),
     users: int = 4000,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> None:
     """Set `new_item_boost` and `codes_share` of a fitted recommender to what validation supports.
 
@@ -41,6 +43,7 @@ def tune(
         shares: Values of codes_share to try; of equal ones the smallest is taken.
         users: Users to try shares on, drawn at random; boosts are tried on all.
         seed: Fixes the draw.
+        progress: Told of the users of each trial.
 
     Raises:
         ConfigError: If there is no boost, no share or no user to try, or the recommender is not
@@ -51,34 +54,26 @@ def tune(
             f"tune: boosts={tuple(boosts)}, shares={tuple(shares)}, users={users} and the targets "
             f"of the validation must be one or more each; got {len(validation.targets)} targets."
         )
-    if recommender.new_items(validation.histories.item_ids).any():
-        recommender.codes_share = 0.0
-        recommender.new_item_boost = _largest_boost(recommender, validation, boosts, cost)
     drawn = np.random.default_rng(seed).permutation(len(validation.targets))[:users]
     part = Split(validation.histories.take(drawn), validation.targets[drawn])
+
+    def ndcg(split: Split, by: Literal["scores", "recommend"]) -> float:
+        ranks = target_ranks(recommender, split, k=_K, by=by, progress=progress)
+        return float(ranks.gains(_K).mean())
+
+    if recommender.new_items(validation.histories.item_ids).any():
+        recommender.codes_share = 0.0
+        chosen, *others = sorted(boosts)
+        recommender.new_item_boost = float(chosen)
+        least = (1 - cost) * ndcg(validation, "scores") if others else 0.0
+        for boost in others:
+            recommender.new_item_boost = float(boost)
+            if ndcg(validation, "scores") < least:
+                break
+            chosen = boost
+        recommender.new_item_boost = float(chosen)
     gains = {}
-    for share in sorted(shares):
+    for share in sorted(shares) if len(shares) > 1 else ():
         recommender.codes_share = float(share)
-        gains[share] = _ndcg(recommender, part, "recommend")
-    recommender.codes_share = float(max(gains, key=lambda share: gains[share]))
-
-
-def _largest_boost(
-    recommender: GenerativeRecommender, validation: Split, boosts: Sequence[float], cost: float
-) -> float:
-    """Return the last boost, going up, before one that costs too much."""
-    best, *others = sorted(boosts)
-    recommender.new_item_boost = float(best)
-    least = (1 - cost) * _ndcg(recommender, validation, "scores")
-    for boost in others:
-        recommender.new_item_boost = float(boost)
-        if _ndcg(recommender, validation, "scores") < least:
-            break
-        best = boost
-    return float(best)
-
-
-def _ndcg(
-    recommender: GenerativeRecommender, split: Split, by: Literal["scores", "recommend"]
-) -> float:
-    return float(target_ranks(recommender, split, k=_K, by=by).gains(_K).mean())
+        gains[share] = ndcg(part, "recommend")
+    recommender.codes_share = float(max(gains, key=lambda share: gains[share], default=shares[0]))

@@ -14,6 +14,7 @@ import typer
 from rqtoolkit.cli.app import app, main
 from rqtoolkit.cli.semantic_ids.session import read_sequences
 from rqtoolkit.semantic_ids.recommend import GenerativeRecommender, Sequences, evaluate_next_item
+from rqtoolkit.semantic_ids.recommend.tuning import tune
 
 TINY = ["--dim", 8, "--body-layers", 1, "--depth-layers", 1, "--num-heads", 1, "--epochs", 2]
 TINY += ["--batch-size", 16, "--history-length", 8, "--no-autocast", "--threads", 1]
@@ -53,6 +54,9 @@ def test_train_is_the_library_s_fit(shop, model):
         ids, dim=8, body_layers=1, depth_layers=1, num_heads=1, history_length=8, autocast=False
     )
     expected.fit(split.train, validation=split.validation, epochs=2, batch_size=16)
+    tune(expected, split.validation)
+    assert recommender.codes_share == expected.codes_share
+    assert recommender.new_item_boost == expected.new_item_boost
     np.testing.assert_allclose(
         recommender.scores(split.test.histories),
         expected.scores(split.test.histories),

@@ -253,8 +253,11 @@ def test_what_cannot_be_is_said(fitted, sequences):
         fitted.recommend(sequences, 1, items=[NAMES[0], "nothing"])
     with pytest.raises(DataError, match="3 of 39 items of the sequences have no semantic ID"):
         fitted.scores(Sequences.from_lists([[NAMES[0]]], item_ids=NAMES))
-    with pytest.raises(DataError, match="two different semantic IDs"):
+    with pytest.raises(DataError, match="two semantic IDs or more; got 1"):
         make().fit(Sequences.from_lists([[NAMES[0]]], item_ids=NAMES[:ITEMS]))
+    validation = sequences.take([]).leave_one_out().validation
+    with pytest.raises(DataError, match="validation has no user"):
+        make().fit(sequences, validation=validation)
     with pytest.raises(ConfigError, match="dropout"):
         make(dropout=1.0)
     with pytest.raises(ConfigError, match="codes_share"):

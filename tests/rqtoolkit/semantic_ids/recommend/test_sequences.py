@@ -115,7 +115,7 @@ def test_the_beauty_file_is_what_papers_describe(shared_data):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("1 10\n1 20\n", "user on two lines"), ("", "no"), ("1 10 30\n", "item_ids")],
+    [("1 10\n1 20\n", "user on two lines"), ("", "no"), ("1 10 30\n", "got 30 and 0 others")],
 )
 def test_unusable_text_is_refused(tmp_path, text, words):
     path = tmp_path / "sequences.txt"
