@@ -60,6 +60,17 @@ class Quantizer(nn.Module, ABC):
             ArtifactError: If a tensor is missing, left over or misshaped.
         """
 
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Refuse to be a layer; quantizers that can learn inside a network put theirs in place.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} is no layer of a network; got a call of the module. Call "
+            "fit(X), encode(x) and decode(codes), or take a ResidualQuantizer."
+        )
+
     def decode(self, codes: Tensor) -> Tensor:
         """Return the vectors that codes stand for; any prefix of a stack decodes.
 

@@ -125,6 +125,12 @@ def test_every_kind_checks_what_it_encodes(quantizer):
     assert quantizer.encode(x[:0], depth=2).shape[0] == 0
 
 
+@pytest.mark.parametrize("kind", [NeuralResidualQuantizer, ResidualAutoencoder])
+def test_quantizers_that_are_no_layers_say_what_to_call(kind):
+    with pytest.raises(ConfigError, match=rf"{kind.__name__} is no layer .* encode\(x\)"):
+        kind(4, 2, 8)(torch.zeros(3, 4))
+
+
 def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path):
     sizes = [np.int64(8), np.int64(4)]
     quantizers = [
