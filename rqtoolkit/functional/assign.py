@@ -19,6 +19,7 @@ __all__ = [
     "beam_prefixes",
     "beam_widths",
     "chunk_slices",
+    "draw_codes",
     "greedy_codes",
     "half_distances",
     "level_tables",
@@ -82,6 +83,39 @@ def nearest_codes(x: Tensor, table: Tensor, *, max_bytes: int = DEFAULT_MAX_BYTE
     codes = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
     for rows in chunk_slices(x.shape[0], table.shape[0] * x.element_size(), max_bytes):
         codes[rows] = half_distances(x[rows], table)[0].argmin(dim=1)
+    return codes
+
+
+def draw_codes(
+    x: Tensor,
+    table: Tensor,
+    tau: float | Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> Tensor:
+    """Index of a codeword for each vector, drawn with probability softmax(−‖x − e‖² / tau).
+
+    Args:
+        x: Vectors, shape (N, dim).
+        table: Codewords, shape (K, dim), same dtype.
+        tau: Temperature in the units of a squared distance, above 0.
+        generator: Source of the draws, on the device of x.
+        max_bytes: Bound on the chunk of scores held at once.
+
+    Returns:
+        Codes, shape (N,), int64.
+
+    References:
+        Maddison, Tarlow & Minka, "A* Sampling", NeurIPS 2014 (the largest of logits with Gumbel
+        noise is a draw from their softmax). https://arxiv.org/abs/1411.0030
+    """
+    codes = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
+    for rows in chunk_slices(x.shape[0], 2 * table.shape[0] * x.element_size(), max_bytes):
+        scores, _ = half_distances(x[rows], table)
+        uniform = torch.rand(scores.shape, generator=generator, dtype=x.dtype, device=x.device)
+        noise = uniform.clamp_min_(torch.finfo(x.dtype).tiny).log_().neg_().log_()  # −Gumbel
+        codes[rows] = noise.add_(scores * (2 / tau)).argmin(dim=1)
     return codes
 
 

@@ -1,8 +1,9 @@
 """Gradient estimators that carry a gradient past the choice of codes."""
 
+import torch
 from torch import Tensor
 
-__all__ = ["straight_through"]
+__all__ = ["rotation_trick", "straight_through", "with_gradient"]
 
 
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
@@ -13,10 +14,60 @@ def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
         quantized: Its quantized value, same shape.
 
     Returns:
-        Tensor equal to `quantized` up to rounding, whose gradient flows to x unchanged.
+        Tensor equal to `quantized` where x is finite, whose gradient flows to x unchanged.
 
     References:
         Bengio, Léonard & Courville, "Estimating or Propagating Gradients Through Stochastic
         Neurons for Conditional Computation", 2013. https://arxiv.org/abs/1308.3432
     """
-    return x + (quantized - x).detach()
+    return quantized.detach() + (x - x.detach())
+
+
+def rotation_trick(x: Tensor, quantized: Tensor) -> Tensor:
+    """Return `quantized`, with the gradient of the rotation and scaling that takes x to it.
+
+    With e and q the directions of x and its quantized value, R the rotation in their plane that
+    takes e to q, and λ the ratio of their norms, the gradient is that of x ↦ λ R x, R and λ held
+    fixed: angles between gradients and vectors stay what they are at the quantized value. Where
+    there is no such rotation (either is 0, or they are opposite), it is the identity.
+
+    Args:
+        x: What was quantized, shape (..., dim).
+        quantized: Its quantized value, same shape.
+
+    References:
+        Fifty et al., "Restructuring Vector Quantization with the Rotation Trick", ICLR 2025,
+        section 4. https://arxiv.org/abs/2410.06424
+    """
+    fixed, quantized = x.detach(), quantized.detach()
+    norm, quantized_norm = _norm(fixed), _norm(quantized)
+    tiny = torch.finfo(x.dtype).tiny
+    e, q = fixed / norm.clamp_min(tiny), quantized / quantized_norm.clamp_min(tiny)
+    middle, middle_norm = e + q, _norm(e + q)
+    # Closer to opposite than this, the middle is made of rounding.
+    turns = (
+        (norm > tiny) & (quantized_norm > tiny) & (middle_norm > torch.finfo(x.dtype).eps ** 0.5)
+    )
+    middle = middle / middle_norm.clamp_min(tiny)
+    turned = x - 2 * middle * _dot(middle, x) + 2 * q * _dot(e, x)
+    estimate = torch.where(turns, turned * (quantized_norm / norm.clamp_min(tiny)), x)
+    return quantized + (estimate - estimate.detach())
+
+
+def with_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+    """Return a scalar as it is, with a gradient with respect to x that is known already.
+
+    Args:
+        value: Scalar without gradient.
+        x: What it depends on, any shape.
+        gradient: Derivative of the value with respect to x, same shape.
+    """
+    return value.detach() + (gradient.detach() * (x - x.detach())).sum()
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.norm(dim=-1, keepdim=True)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=-1, keepdim=True)

@@ -116,7 +116,7 @@ def _step(
 ) -> None:
     """Move everything by what one batch (N, dim) teaches."""
     with fast_products(x.device):
-        out = parts.quantizer(parts.encoder(x).float(), generator)
+        out = parts.quantizer(parts.encoder(x).float(), generator=generator)
         decoded = parts.decoder(out.quantized).float()
     loss = F.mse_loss(decoded, x) + commitment_weight * out.commitment_loss
     optimizer.zero_grad()

@@ -185,9 +185,7 @@ class Quantizer(nn.Module, ABC):
         """
         where = self._name("encode")
         beam = check_count(where, "beam", self.beam if beam is None else beam)
-        depth = check_count(where, "depth", self.depth if depth is None else depth)
-        if depth > self.depth:
-            raise ConfigError(f"{where}: depth={depth} exceeds the quantizer's {self.depth}.")
+        depth = checks.check_depth(where, self.depth if depth is None else depth, self.depth)
         flat, shape = self._flatten(x, "encode")
         if not torch.compiler.is_compiling():
             checks.check_finite(flat, where)

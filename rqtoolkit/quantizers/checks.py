@@ -20,11 +20,14 @@ from rqtoolkit.functional.arguments import (
 __all__ = [
     "channels_last",
     "check_codes",
+    "check_depth",
     "check_finite",
     "check_fit",
     "check_settings",
     "check_vectors",
+    "given_tables",
     "level_sizes",
+    "real_rows",
     "temperature",
     "training_rows",
 ]
@@ -57,22 +60,106 @@ def level_sizes(
     return sizes
 
 
-def check_settings(update: str, *, decay: float, restart_threshold: float, beam: int) -> None:
-    """Refuse training settings out of their range.
+def check_settings(
+    *,
+    update: str,
+    decay: float,
+    restart_threshold: float,
+    estimator: str,
+    similarity: str,
+    codebook_dim: int | None,
+    depth_dropout: float,
+    tau: float,
+    forward_beam: int,
+    beam: int,
+) -> None:
+    """Refuse training settings of `ResidualQuantizer` out of their range, or at odds.
 
     Raises:
         ConfigError: If there is one.
     """
-    check_rate("ResidualQuantizer", "decay", decay)
-    check_count("ResidualQuantizer", "beam", beam)
-    if not restart_threshold >= 0:
+    where = "ResidualQuantizer"
+    choices = {
+        "update": (update, ("ema", "gradient", "paper")),
+        "estimator": (estimator, ("straight_through", "rotation")),
+        "similarity": (similarity, ("euclidean", "cosine")),
+    }
+    for name, (value, known) in choices.items():
+        if value not in known:
+            names = ", ".join(repr(one) for one in known)
+            raise ConfigError(f"{where}: {name}={value!r} is unknown. Choose one of {names}.")
+    check_rate(where, "decay", decay)
+    check_count(where, "beam", beam)
+    check_count(where, "forward_beam", forward_beam)
+    if codebook_dim is not None:
+        check_count(where, "codebook_dim", codebook_dim)
+    if not 0 <= depth_dropout <= 1:
+        raise ConfigError(f"{where}: depth_dropout={depth_dropout} has to be in [0, 1].")
+    for name, number in {"restart_threshold": restart_threshold, "tau": tau}.items():
+        if not 0 <= number < inf:
+            raise ConfigError(f"{where}: {name}={number} has to be at least 0 and finite.")
+    if tau and forward_beam > 1:
         raise ConfigError(
-            f"ResidualQuantizer: restart_threshold={restart_threshold} has to be at least 0."
+            f"{where}: tau={tau} draws codes, forward_beam={forward_beam} searches for the best. "
+            "Leave one of them out."
         )
-    if update not in ("ema", "gradient"):
+    others = (similarity, codebook_dim, tau, forward_beam)
+    if update == "paper" and others != ("euclidean", None, 0, 1):
         raise ConfigError(
-            f"ResidualQuantizer: update={update!r} is unknown. Choose 'ema' or 'gradient'."
+            f"{where}: update='paper' goes with similarity='euclidean', codebook_dim=None, tau=0 "
+            f"and forward_beam=1; got {similarity!r}, {codebook_dim}, {tau} and {forward_beam}. "
+            "Choose update='ema' for the others."
         )
+
+
+def check_depth(where: str, depth: int, most: int) -> int:
+    """Return a number of levels from 1 to those that there are.
+
+    Raises:
+        ConfigError: If it is another.
+    """
+    if check_count(where, "depth", depth) > most:
+        raise ConfigError(f"{where}: depth={depth} exceeds the quantizer's {most}.")
+    return int(depth)
+
+
+def real_rows(mask: Tensor | None, shape: torch.Size, where: str) -> Tensor | None:
+    """Return a mask (...) of vectors as (N,), or None.
+
+    Raises:
+        DataError: If it is no boolean tensor.
+        ShapeError: If its shape is not that of the codes without their last axis.
+    """
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise DataError(
+            f"{where}: mask has to be a boolean tensor, True for vectors; got {kind}. "
+            "Pass mask.bool()."
+        )
+    if mask.shape != shape:
+        raise ShapeError(
+            f"{where}: mask has to have shape {tuple(shape)}; got {tuple(mask.shape)}."
+        )
+    return mask.reshape(-1)
+
+
+def given_tables(where: str, tables: Tensor | NDArray, like: Tensor) -> Tensor:
+    """Return given tables as a tensor like those of the quantizer.
+
+    Raises:
+        ShapeError: If the shape is another.
+        DataError: If a value is not finite.
+    """
+    tables = torch.as_tensor(tables)
+    if tables.shape != like.shape:
+        raise ShapeError(
+            f"{where}: codebooks has to have shape {tuple(like.shape)}; got {tuple(tables.shape)}."
+        )
+    tables = tables.detach().to(like.device, torch.float32)
+    check_finite(tables.flatten(0, 1), where)
+    return tables
 
 
 def check_fit(

@@ -1,15 +1,9 @@
-"""The state behind a quantizer: tables of codewords and how often each is used.
-
-Codebooks learn by exponential moving averages. The running sum of the vectors of an entry is
-always its count times its codeword, so only the count is kept, and a revived entry has no stale sum
-that could drag it back.
-"""
+"""The state behind a quantizer: tables of codewords and how often each is used."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from rqtoolkit.functional.assign import level_tables
@@ -17,25 +11,28 @@ from rqtoolkit.functional.codebook_products import CodebookProducts, product_byt
 from rqtoolkit.functional.encoding import PRODUCTS_SHARE
 from rqtoolkit.quantizers.fitting import kmeans_tables, sampled_tables
 from rqtoolkit.quantizers.precision import exact_values
+from rqtoolkit.quantizers.projections import LevelProjections
+from rqtoolkit.quantizers.synchronisation import broadcast_from_first, gather_rows
+from rqtoolkit.quantizers.updates import batch_statistics, dead_count, move_averages, revive
 
 __all__ = ["CodebookTables"]
 
-# Revived entries start at this many times the threshold: time to prove themselves before the next
-# look, without outweighing what they collect.
-_REVIVED_COUNT = 3.0
 _GATHER_PER_CODE = 2  # vectors per codeword before k-means starts inside a network
 
 
 class CodebookTables(nn.Module):
-    """Tables (T, K, dim) in float32, their moving counts, and vectors gathered for k-means.
+    """Tables (T, K, codebook_dim) in float32, their counts, and vectors gathered for k-means.
 
     T is 1 for a codebook shared over depth. Tables smaller than the largest are padded with zero
     rows, which `levels` cuts off. Everything stays float32 whatever a parent module is cast to.
 
     Args:
         codebook_sizes: Entries of each table.
-        dim: Vector size.
-        learnable: True to make the tables a parameter that an optimiser moves; False for EMA.
+        dim: Size of the vectors that are quantized.
+        codebook_dim: Size of a codeword.
+        update: "gradient" to make the tables a parameter that an optimiser moves, "ema" for moving
+            averages, "paper" to keep moving sums beside the counts.
+        beam: Prefixes that encoding keeps.
         decay: Of the moving averages.
         restart_threshold: An entry is dead when its count falls under this share of the mean
             count of its table (or of 1, where the mean is larger); 0 turns restarts off.
@@ -43,8 +40,10 @@ class CodebookTables(nn.Module):
 
     tables: Tensor
     counts: Tensor
+    sums: Tensor
     gathered: Tensor
     initialized: Tensor
+    stored_beam: Tensor
     penalties: Tensor
 
     def __init__(
@@ -52,31 +51,39 @@ class CodebookTables(nn.Module):
         codebook_sizes: Sequence[int],
         dim: int,
         *,
-        learnable: bool,
+        codebook_dim: int,
+        update: str,
+        beam: int,
         decay: float,
         restart_threshold: float,
     ) -> None:
         super().__init__()
         self.codebook_sizes = tuple(codebook_sizes)
-        self.learnable = learnable
+        self.learnable = update == "gradient"
         self.decay = decay
         self.restart_threshold = restart_threshold
         largest = max(self.codebook_sizes)
-        tables = torch.randn(len(self.codebook_sizes), largest, dim, dtype=torch.float32)
-        tables /= dim**0.5
+        shape = (len(self.codebook_sizes), largest, codebook_dim)
+        tables = torch.randn(shape, dtype=torch.float32)
+        tables /= codebook_dim**0.5
         valid = torch.arange(largest) < torch.tensor(self.codebook_sizes)[:, None]
         tables *= valid[..., None]
-        if learnable:
+        if self.learnable:
             self.tables = nn.Parameter(tables)
         else:
             self.register_buffer("tables", tables)
-        self.register_buffer("counts", valid.float())
+        # A count of 1 for a codeword that stands for itself; the paper's start is empty.
+        keeps_sums = update == "paper"
+        self.register_buffer("counts", valid.float() * (not keeps_sums))
+        self.register_buffer("sums", torch.zeros_like(tables) if keeps_sums else None)
         self.register_buffer("gathered", torch.empty(0, dim, dtype=torch.float32))
         self.register_buffer("initialized", torch.tensor(False))
         # In the state only where there are some: most quantizers have none.
         self.register_buffer("penalties", torch.empty(0, 0), persistent=False)
+        self.register_buffer("stored_beam", torch.tensor(beam))
         self._kept: tuple[Any, Any, CodebookProducts] | None = None
-        self.is_initialized = False  # mirrors the buffer, so that no forward waits for a device
+        # These mirror buffers, so that nothing waits for a device.
+        self.is_initialized, self.beam = False, beam
 
     def levels(self, depth: int) -> list[Tensor]:
         """Return the table (K_d, dim) of each of the first `depth` levels, without padding."""
@@ -122,6 +129,11 @@ class CodebookTables(nn.Module):
         self.penalties = torch.empty(0, 0) if penalties is None else penalties.detach().float()
         self.penalties = self.penalties.to(device)
 
+    def set_beam(self, beam: int) -> None:
+        """Keep how many prefixes encoding keeps."""
+        self.stored_beam.fill_(beam)
+        self.beam = beam
+
     @torch.no_grad()
     def set_tables(self, tables: Tensor, vectors: int | None = None) -> None:
         """Write the tables; with `vectors`, mark them initialised.
@@ -137,12 +149,32 @@ class CodebookTables(nn.Module):
             return
         for table, size in enumerate(self.codebook_sizes):
             self.counts[table, :size] = vectors / size
+        if self.sums is not None:
+            self.sums.copy_(self.tables * self.counts[..., None])
         self.gathered = self.gathered[:0].clone()
         self.initialized.fill_(True)
         self.is_initialized = True
 
+    def life(self) -> Tensor | None:
+        """Return the counts in units of that of a dead entry, (T, K), NaN in padding.
+
+        None where entries do not restart, or not by a threshold relative to the mean.
+        """
+        if self.restart_threshold == 0 or self.sums is not None:
+            return None
+        rows = torch.arange(self.counts.shape[1], device=self.counts.device)
+        padding = rows >= torch.tensor(self.codebook_sizes, device=rows.device)[:, None]
+        counts = self.counts.masked_fill(padding, torch.nan)
+        return counts / dead_count(counts, self.restart_threshold)
+
     @torch.no_grad()
-    def start(self, x: Tensor, depth: int, generator: torch.Generator | None) -> None:
+    def start(
+        self,
+        x: Tensor,
+        depth: int,
+        generator: torch.Generator | None,
+        projections: LevelProjections | None = None,
+    ) -> None:
         """Keep the vectors of all ranks; start the tables by k-means once there are enough.
 
         Until then, vectors that were seen stand in as codewords.
@@ -151,25 +183,27 @@ class CodebookTables(nn.Module):
             x: Vectors of one batch, shape (N, dim); those that are not finite are left out.
             depth: Levels.
             generator: Source of chance, on the device of x.
+            projections: Into the spaces of the codes, where there are any.
         """
-        vectors = _gather_rows(x[x.isfinite().all(dim=1)])
+        vectors = gather_rows(x[x.isfinite().all(dim=1)])
         self.gathered = torch.cat([self.gathered, vectors])
         if not len(self.gathered):
             return
         enough = len(self.gathered) >= _GATHER_PER_CODE * max(self.codebook_sizes)
+        sizes, seen = self.codebook_sizes, self.gathered
         if enough:
             seed = int(torch.randint(2**31, (1,), generator=generator, device=x.device))
-            tables = kmeans_tables(self.gathered, self.codebook_sizes, depth, seed=seed)
+            tables = kmeans_tables(seen, sizes, depth, seed=seed, projections=projections)
         else:
-            tables = sampled_tables(self.gathered, self.codebook_sizes, depth, generator)
-        _broadcast_from_first(tables)
+            tables = sampled_tables(seen, sizes, depth, generator, projections=projections)
+        broadcast_from_first(tables)
         uses = depth if len(self.codebook_sizes) == 1 else 1
         self.set_tables(tables, vectors=len(vectors) * uses if enough else None)
 
     @torch.no_grad()
     def update(
         self,
-        residuals: Sequence[Tensor],
+        inputs: Sequence[Tensor],
         codes: Tensor,
         weights: Tensor,
         generator: torch.Generator | None,
@@ -177,44 +211,24 @@ class CodebookTables(nn.Module):
         """Move counts and (under EMA) codewords towards one batch, then revive dead entries.
 
         Args:
-            residuals: What each level quantized, shape (N, dim) each, finite.
+            inputs: What each level quantized, shape (N, dim) each, finite.
             codes: Shape (N, depth).
             weights: Shape (N,): 1 for vectors that count, 0 for those that do not.
             generator: Source of chance for the restarts.
         """
-        counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.tables)
-        for level, residual in enumerate(residuals):
-            table = min(level, len(self.codebook_sizes) - 1)
-            counts[table].index_add_(0, codes[:, level], weights)
-            sums[table].index_add_(0, codes[:, level], residual * weights[:, None])
-        for statistic in (counts, sums):
-            _sum_over_ranks(statistic)
-        pace = (1 - self.decay) * (counts.sum() > 0)  # a batch without vectors is no evidence
-        self.counts.lerp_(counts, pace)
-        if not self.learnable:
-            # Entries that nothing chose keep their place exactly; so do padding rows.
-            share = pace / self.counts.clamp_min(torch.finfo(torch.float32).tiny)
-            moved = share[..., None] * (sums - counts[..., None] * self.tables)
-            self.tables.add_(moved * (counts > 0)[..., None])
+        batch = batch_statistics(inputs, codes, weights, self.tables.detach())
+        moving = None if self.learnable else self.tables
+        move_averages(moving, self.counts, batch, decay=self.decay)
         if self.restart_threshold > 0:
-            self._revive(residuals, weights, generator)
-
-    def _revive(
-        self, residuals: Sequence[Tensor], weights: Tensor, generator: torch.Generator | None
-    ) -> None:
-        """Put dead entries on residuals of this batch, with the count of a living entry."""
-        tables = len(self.codebook_sizes)
-        for table, size in enumerate(self.codebook_sizes):
-            own = [residuals[table]] if tables > 1 else list(residuals)
-            pool = _draw_rows(own, weights, size, generator)
-            _broadcast_from_first(pool)
-            counts = self.counts[table, :size]
-            threshold = self.restart_threshold * counts.mean().clamp(max=1 / self.restart_threshold)
-            dead = (counts < threshold) & pool.isfinite().all(dim=1)
-            self.tables[table, :size] = torch.where(
-                dead[:, None], pool, self.tables[table, :size].detach()
+            revive(
+                self.tables,
+                self.counts,
+                self.codebook_sizes,
+                inputs,
+                weights,
+                threshold=self.restart_threshold,
+                generator=generator,
             )
-            self.counts[table, :size] = torch.where(dead, _REVIVED_COUNT * threshold, counts)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CodebookTables":
         """Follow the parent to another device, never to another precision."""
@@ -234,56 +248,7 @@ class CodebookTables(nn.Module):
         if stored is not None:
             self.gathered = self.gathered.new_empty(stored.shape)
         self.set_penalties(state_dict.pop(prefix + "penalties", None))
+        # States put together from elsewhere say nothing of how to encode.
+        state_dict.setdefault(prefix + "stored_beam", torch.tensor(self.beam))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.is_initialized = bool(self.initialized)
-
-
-def _draw_rows(
-    residuals: Sequence[Tensor], weights: Tensor, count: int, generator: torch.Generator | None
-) -> Tensor:
-    """Draw `count` rows of weight 1, with replacement; NaN where there is none.
-
-    Args:
-        residuals: Matrices (N, dim) to draw from, one after the other.
-        weights: Shape (N,): 1 for rows that may be drawn, 0 for others.
-        count: Rows to draw.
-        generator: Source of chance.
-    """
-    rows = torch.stack(list(residuals)).flatten(0, 1)
-    if not len(rows):
-        return rows.new_full((count, rows.shape[1]), torch.nan)
-    cumulative = weights.double().repeat(len(residuals)).cumsum(dim=0)
-    uniform = torch.rand(count, generator=generator, dtype=torch.float64, device=rows.device)
-    drawn = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
-    drawn.clamp_(max=len(rows) - 1)
-    return torch.where(cumulative[-1] > 0, rows[drawn], torch.nan)
-
-
-def _synchronised() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _sum_over_ranks(tensor: Tensor) -> None:
-    if _synchronised():
-        dist.all_reduce(tensor)
-
-
-def _broadcast_from_first(tensor: Tensor) -> None:
-    """Overwrite a tensor with that of rank 0, where several processes train together."""
-    if _synchronised():
-        dist.broadcast(tensor, src=0)
-
-
-def _gather_rows(x: Tensor) -> Tensor:
-    """Concatenate the rows of all ranks, in the order of the ranks; their numbers may differ."""
-    if not _synchronised():
-        return x
-    own = torch.tensor([x.shape[0]], device=x.device)
-    sizes = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, own)
-    lengths = [int(size) for size in sizes]
-    padded = x.new_zeros(max(lengths), x.shape[1])
-    padded[: x.shape[0]] = x
-    parts = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+        self.is_initialized, self.beam = bool(self.initialized), int(self.stored_beam)

@@ -8,6 +8,7 @@ from torch import Tensor
 from rqtoolkit.functional.assign import nearest_codes
 from rqtoolkit.functional.kmeans import kmeans
 from rqtoolkit.functional.progress import Progress, report
+from rqtoolkit.quantizers.projections import LevelProjections
 
 __all__ = ["kmeans_tables", "sampled_tables"]
 
@@ -23,6 +24,7 @@ def kmeans_tables(
     iterations: int = 25,
     starts: int = 1,
     seed: int = 0,
+    projections: LevelProjections | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Codebooks by k-means on what each level leaves over, a different seed per level.
@@ -34,6 +36,8 @@ def kmeans_tables(
         iterations: Lloyd iterations a level.
         starts: k-means++ starts a level.
         seed: Fixes the result.
+        projections: Into the spaces that the levels' codewords are in, where they are not that of
+            the vectors.
         progress: Told of each level.
 
     Returns:
@@ -54,7 +58,7 @@ def kmeans_tables(
         report(progress, "k-means", level + 1, depth)
         return table
 
-    return _walk_levels(x, codebook_sizes, depth, cluster)
+    return _walk_levels(x, codebook_sizes, depth, cluster, projections)
 
 
 def sampled_tables(
@@ -62,6 +66,8 @@ def sampled_tables(
     codebook_sizes: Sequence[int],
     depth: int,
     generator: torch.Generator | None = None,
+    *,
+    projections: LevelProjections | None = None,
 ) -> Tensor:
     """Codebooks of vectors and residuals drawn at random, with replacement.
 
@@ -73,10 +79,16 @@ def sampled_tables(
         rows = torch.randint(len(residuals), (size,), generator=generator, device=x.device)
         return residuals[rows]
 
-    return _walk_levels(x, codebook_sizes, depth, cluster)
+    return _walk_levels(x, codebook_sizes, depth, cluster, projections)
 
 
-def _walk_levels(x: Tensor, codebook_sizes: Sequence[int], depth: int, cluster: Cluster) -> Tensor:
+def _walk_levels(
+    x: Tensor,
+    codebook_sizes: Sequence[int],
+    depth: int,
+    cluster: Cluster,
+    projections: LevelProjections | None,
+) -> Tensor:
     """Cluster, subtract, go on with the residual.
 
     A shared codebook starts as the concatenation of `depth` small ones, so that it has entries
@@ -92,12 +104,14 @@ def _walk_levels(x: Tensor, codebook_sizes: Sequence[int], depth: int, cluster: 
     for level, size in enumerate(sizes):
         if size == 0:
             break
-        table = cluster(residual, size, level)
+        rows = residual if projections is None else projections.into(residual, level)
+        table = cluster(rows, size, level)
         tables.append(table)
-        residual = residual - table[nearest_codes(residual, table)]
+        chosen = table[nearest_codes(rows, table)]
+        residual = residual - (chosen if projections is None else projections.back(chosen, level))
     if shared:
         return torch.cat(tables)[None]
-    padded = x.new_zeros(depth, max(sizes), x.shape[1])
+    padded = tables[0].new_zeros(depth, max(sizes), tables[0].shape[1])
     for level, table in enumerate(tables):
         padded[level, : len(table)] = table
     return padded

@@ -106,7 +106,7 @@ class GroupedResidualQuantizer(Quantizer):
             axes = random_rotation(dim) if rotation == "random" else torch.eye(dim)
         self.register_buffer("axes", axes)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> QuantizerOutput:
+    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> QuantizerOutput:
         """Quantize greedily; in training mode, let every group's codebooks learn from x.
 
         Args:
@@ -122,7 +122,7 @@ class GroupedResidualQuantizer(Quantizer):
         flat, shape = self._flatten(x, "forward")
         with torch.autocast(x.device.type, enabled=False):
             outs = [
-                part(piece, generator)
+                part(piece, generator=generator)
                 for part, piece in zip(self.parts, self._cut(flat), strict=True)
             ]
             quantized = self._turned_back(torch.cat([out.quantized for out in outs], dim=1))

@@ -1,6 +1,6 @@
 """What quantizers return."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,24 +12,49 @@ __all__ = ["CodeStats", "QuantizerOutput", "SoftCodes"]
 
 @dataclass(frozen=True)
 class CodeStats:
-    """How the entries of each level were used in one batch; computed when read."""
+    """How the entries of each level were used in one batch; computed when read.
+
+    Keeping them costs no more than the tensors that are there anyway, and nothing waits for a
+    device before a figure is read.
+
+    Args:
+        codes: Shape (..., depth); rows of -1 are padding.
+        codebook_sizes: Entries of each level, depth of them or more.
+        errors: Squared error after each level, shape (depth,).
+        life: Share of the count at which it is taken for dead that each entry of each table has,
+            shape (T, K); NaN beyond a table's size. None where entries never die.
+    """
 
     codes: Tensor
     codebook_sizes: Sequence[int]
+    errors: Tensor | None = None
+    life: Tensor | None = None
 
     @property
     def usage(self) -> list[float]:
         """Share of each level's entries chosen at least once; 0 without vectors."""
-        if not len(self.codes):
-            return [0.0] * len(self.codebook_sizes)
-        return rate_distortion.usage(self.codes, self.codebook_sizes)
+        return self._of_codes(rate_distortion.usage)
 
     @property
     def perplexity(self) -> list[float]:
         """Two to the entropy of each level's codes, entries in effective use; 0 without vectors."""
-        if not len(self.codes):
-            return [0.0] * len(self.codebook_sizes)
-        return rate_distortion.perplexity(self.codes, self.codebook_sizes)
+        return self._of_codes(rate_distortion.perplexity)
+
+    @property
+    def distortion(self) -> list[float]:
+        """Squared error after each level, summed over dim, averaged over vectors."""
+        return [] if self.errors is None else self.errors.tolist()
+
+    @property
+    def dead(self) -> list[int]:
+        """Entries of each table that are due for a restart after this batch."""
+        return [] if self.life is None else (self.life < 1).sum(dim=1).tolist()
+
+    def _of_codes(self, figure: Callable[[Tensor, Sequence[int]], list[float]]) -> list[float]:
+        sizes = self.codebook_sizes[: self.codes.shape[-1]]
+        codes = self.codes.reshape(-1, len(sizes))
+        codes = codes[codes[:, 0] >= 0]
+        return figure(codes, sizes) if len(codes) else [0.0] * len(sizes)
 
 
 @dataclass(frozen=True)
@@ -37,14 +62,16 @@ class QuantizerOutput:
     """Result of a quantizer's forward.
 
     Attributes:
-        quantized: Sum of the chosen codewords, in shape and dtype of the input; its gradient with
-            respect to the input is the identity (straight-through).
-        codes: Shape (..., depth), int64.
+        quantized: Sum of the chosen codewords, in shape and dtype of the input, with the gradient
+            of the quantizer's estimator; 0 in padding.
+        codes: Shape (..., depth), int64; -1 in padding.
         commitment_loss: Scalar: mean over levels and elements of (x − detached partial sum)²
             (Lee et al., CVPR 2022, Eq. 4), unweighted.
         codebook_loss: Scalar: mean over levels and elements of (detached residual − codeword)²
             (van den Oord et al., 2017, Eq. 3); 0 where codebooks move by EMA.
-        stats: Usage and perplexity by level.
+        stats: Usage, perplexity, distortion and dead entries.
+        depths: Levels that `quantized` uses of each vector, shape (...), int64, where some were
+            dropped; codes are there for all levels.
     """
 
     quantized: Tensor
@@ -52,6 +79,7 @@ class QuantizerOutput:
     commitment_loss: Tensor
     codebook_loss: Tensor
     stats: CodeStats
+    depths: Tensor | None = None
 
 
 @dataclass(frozen=True)

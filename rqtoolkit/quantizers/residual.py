@@ -1,34 +1,32 @@
 """The residual quantizer as a torch module: trained online in a network, or offline on a matrix."""
 
 from collections.abc import Mapping, Sequence
-from math import log2
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
+from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.assign import (
     DEFAULT_MAX_BYTES,
     level_tables,
     sum_codewords,
 )
-from rqtoolkit.functional.gradient import straight_through
-from rqtoolkit.functional.progress import Progress
 from rqtoolkit.functional.refinement import encode_refined
 from rqtoolkit.io.artifact import check_tensors
-from rqtoolkit.quantizers import checks, faiss_bridge, soft_encoding
+from rqtoolkit.quantizers import checks, faiss_bridge, matrix_fitting, soft_encoding
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.codebook import CodebookTables
-from rqtoolkit.quantizers.levels import quantize_levels
-from rqtoolkit.quantizers.offline import fit_tables
+from rqtoolkit.quantizers.online import draw_depths, greedy_codes, is_plain, quantize
 from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput
+from rqtoolkit.quantizers.projections import LevelProjections
 
 __all__ = ["ResidualQuantizer"]
 
 _ARTIFACT_TENSORS = ("tables", "counts", "initialized")
-_FIT_ROWS_PER_CODE = 1024
 
 
 class ResidualQuantizer(Quantizer):
@@ -38,22 +36,42 @@ class ResidualQuantizer(Quantizer):
     moves them by exponential moving averages (or leaves them to an optimiser) and revives dead
     entries. `fit` trains on a matrix instead. `encode`, `decode` and everything in evaluation mode
     never change a table. Distances and statistics are float32, also under autocast and inside a
-    half-precision parent.
+    half-precision parent. Where torch.distributed is initialised, all processes move the same
+    tables by the statistics of all their vectors.
 
     Args:
         dim: Vector size.
         depth: Number of residual levels.
         codebook_size: Entries of each level, or a sequence of one number per level.
         shared_codebook: One table for all levels (the paper's choice) in place of one per level.
-        update: "ema" moves codewords by moving averages; "gradient" makes the tables a parameter:
-            add `codebook_loss` to the loss.
+        update: "ema" moves codewords by moving averages, once a step; "gradient" makes the tables
+            a parameter: add `codebook_loss` to the loss; "paper" does as the paper's code, for
+            comparison with it.
         decay: Of the moving averages, in [0, 1).
         restart_threshold: An entry is dead when its moving count falls under this share of the
-            mean count of its table (of 1, where the mean is larger); 0 turns restarts off.
+            mean count of its table (of 1, where the mean is larger); 0 turns restarts off. "paper"
+            has its own threshold, and uses this as a switch alone.
         kmeans_init: Start from k-means on the first 2 · codebook_size training vectors; until then
-            vectors of the data stand in. False keeps the random start.
+            vectors of the data stand in. False keeps the random start, or what `set_codebooks`
+            gave.
+        estimator: How `quantized` carries gradients to x: "straight_through", or "rotation" for
+            the rotation trick.
+        similarity: "euclidean" chooses the nearest codeword, "cosine" that of the nearest
+            direction; what is added up is the codeword as it is.
+        codebook_dim: Look for codewords in so many dimensions: a projection of each level's own
+            leads there and another back (factorised codes). None looks among the vectors
+            themselves.
+        depth_dropout: Chance, in training mode, that a sample (an index of the first axis) uses
+            only the first 1, 2, … or depth levels, all equally likely, so that every prefix of a
+            stack serves.
+        tau: Temperature, in training mode, of drawing codes from softmax(−‖r − e‖² / tau), in units
+            of the mean squared codeword norm of the table; 0 takes the nearest.
+        forward_beam: Prefixes that `forward` keeps per vector; 1 is greedy.
         channels_first: Inputs are (B, dim, ...) in place of (..., dim). Codes stay depth-last.
         beam: Prefixes that `encode` keeps unless told otherwise; `fit` sets it.
+
+    Raises:
+        ConfigError: If an argument is out of its range, or two do not go together.
 
     Example:
         >>> quantizer = ResidualQuantizer(dim=8, depth=3, codebook_size=16)
@@ -66,6 +84,8 @@ class ResidualQuantizer(Quantizer):
         section 3.1. https://arxiv.org/abs/2203.01941
         van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017 (EMA in
         appendix A.1). https://arxiv.org/abs/1711.00937
+        Zeghidour et al., "SoundStream: An End-to-End Neural Audio Codec", 2021, section III-C
+        (depth dropout). https://arxiv.org/abs/2107.03312
     """
 
     arguments = (
@@ -77,6 +97,12 @@ class ResidualQuantizer(Quantizer):
         "decay",
         "restart_threshold",
         "kmeans_init",
+        "estimator",
+        "similarity",
+        "codebook_dim",
+        "depth_dropout",
+        "tau",
+        "forward_beam",
         "channels_first",
         "beam",
     )
@@ -88,10 +114,16 @@ class ResidualQuantizer(Quantizer):
         codebook_size: int | Sequence[int],
         *,
         shared_codebook: bool = False,
-        update: Literal["ema", "gradient"] = "ema",
+        update: Literal["ema", "gradient", "paper"] = "ema",
         decay: float = 0.99,
         restart_threshold: float = 0.25,
         kmeans_init: bool = True,
+        estimator: Literal["straight_through", "rotation"] = "straight_through",
+        similarity: Literal["euclidean", "cosine"] = "euclidean",
+        codebook_dim: int | None = None,
+        depth_dropout: float = 0.0,
+        tau: float = 0.0,
+        forward_beam: int = 1,
         channels_first: bool = False,
         beam: int = 1,
     ) -> None:
@@ -99,27 +131,59 @@ class ResidualQuantizer(Quantizer):
         sizes = checks.level_sizes(
             "ResidualQuantizer", dim, depth, codebook_size, shared_codebook=shared_codebook
         )
-        checks.check_settings(update, decay=decay, restart_threshold=restart_threshold, beam=beam)
+        checks.check_settings(
+            update=update,
+            decay=decay,
+            restart_threshold=restart_threshold,
+            estimator=estimator,
+            similarity=similarity,
+            codebook_dim=codebook_dim,
+            depth_dropout=depth_dropout,
+            tau=tau,
+            forward_beam=forward_beam,
+            beam=beam,
+        )
         self.dim, self.depth = dim, depth
         self.codebook_size = list(sizes) if isinstance(codebook_size, Sequence) else sizes[0]
         self.codebook_sizes = sizes
         self.shared_codebook = shared_codebook
         self.update, self.decay, self.restart_threshold = update, decay, restart_threshold
         self.kmeans_init = kmeans_init
+        self.estimator, self.similarity, self.codebook_dim = estimator, similarity, codebook_dim
+        self.depth_dropout, self.tau, self.forward_beam = depth_dropout, tau, forward_beam
         self.channels_first = channels_first
-        self.beam = beam
+        self.projections = (
+            None if codebook_dim is None else LevelProjections(depth, dim, codebook_dim)
+        )
         self.state = CodebookTables(
             sizes[:1] if shared_codebook else sizes,
             dim,
-            learnable=update == "gradient",
+            codebook_dim=dim if codebook_dim is None else codebook_dim,
+            update=update,
+            beam=beam,
             decay=decay,
             restart_threshold=restart_threshold,
         )
 
     @property
+    def beam(self) -> int:  # type: ignore[override]
+        """Prefixes that `encode` keeps unless told otherwise."""
+        return self.state.beam
+
+    @property
     def codebooks(self) -> Tensor:
-        """Tables, shape (depth, K, dim), or (1, K, dim) where shared; smaller ones zero-padded."""
-        return self.state.tables.detach()
+        """Codewords as they are added up: shape (depth, K, dim), zero-padded where sizes differ.
+
+        (1, K, dim) where one table serves all levels; with codebook_dim, what each level projects
+        its table to.
+        """
+        if self.projections is None:
+            return self.state.tables.detach()
+        levels = self._levels(self.depth)
+        padded = [
+            F.pad(level, (0, 0, 0, max(self.codebook_sizes) - len(level))) for level in levels
+        ]
+        return torch.stack(padded)
 
     @property
     def penalties(self) -> Tensor:
@@ -130,40 +194,52 @@ class ResidualQuantizer(Quantizer):
         """
         return self.state.penalties
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> QuantizerOutput:
-        """Quantize greedily; in training mode, also let the codebooks learn from x.
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        depth: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> QuantizerOutput:
+        """Quantize; in training mode, also let the codebooks learn from x.
 
         Args:
             x: Vectors, shape (..., dim), or (B, dim, ...) with channels_first; floating point.
                 Rows with NaN or infinite values teach the codebooks nothing.
-            generator: Source of chance of the k-means start and the restarts, on the device of x;
-                torch's default generator when None.
+            mask: True for vectors, False for padding, bool, shape of the codes without their last
+                axis. Padding is quantized to 0 with codes of -1, and changes nothing for the rest.
+            depth: Levels to use, for all vectors; all, or what `depth_dropout` draws, when None.
+            generator: Source of chance, on the device of x: of the k-means start, the restarts and
+                what is drawn while training; torch's default generator when None.
 
         Returns:
             Quantized vectors, codes, losses and statistics.
 
         Raises:
-            ShapeError: If x does not have dim channels.
+            ShapeError: If x does not have dim channels, or mask does not fit it.
+            ConfigError: If depth is out of range.
         """
         flat, shape = self._flatten(x, "forward")
+        real = checks.real_rows(mask, shape, self._name("forward"))
         learning = self.training and not self.frozen
         with torch.autocast(x.device.type, enabled=False):
+            if real is not None:
+                flat = flat.masked_fill(~real[:, None], 0)
             if learning and self.kmeans_init and not self.state.is_initialized:
-                self.state.start(flat.detach(), self.depth, generator)
-            tables = self.state.levels(self.depth)
-            done = quantize_levels(flat, tables, codebook_loss=self.update == "gradient")
-            if learning and (self.state.is_initialized or not self.kmeans_init):
-                weights = flat.isfinite().all(dim=1).float()
-                clean = [torch.where(weights[:, None] > 0, r, 0) for r in done.residuals]
-                self.state.update(clean, done.codes, weights, generator)
-            quantized = done.quantized
-            quantized = straight_through(flat, quantized) if flat.requires_grad else quantized
+                seen = flat.detach() if real is None else flat.detach()[real]
+                self.state.start(seen, self.depth, generator, self.projections)
+            depths = draw_depths(self, shape, depth, generator, x.device)
+            done = quantize(self, flat, real, depths, learning=learning, generator=generator)
+        codes = done.codes if real is None else done.codes.masked_fill(~real[:, None], -1)
+        codes = codes if depth is None else codes[:, :depth]
         return QuantizerOutput(
-            quantized=self._restore(quantized, shape).to(x.dtype),
-            codes=done.codes.reshape(*shape, self.depth),
+            quantized=self._restore(done.quantized, shape).to(x.dtype),
+            codes=codes.reshape(*shape, codes.shape[1]),
             commitment_loss=done.commitment_loss,
             codebook_loss=done.codebook_loss,
-            stats=CodeStats(done.codes, self.codebook_sizes),
+            stats=CodeStats(codes, self.codebook_sizes, done.errors, self.state.life()),
+            depths=None if depths is None else depths.reshape(shape),
         )
 
     @torch.no_grad()
@@ -204,6 +280,12 @@ class ResidualQuantizer(Quantizer):
         flat, shape, beam, depth = self._to_encode(x, beam, depth)
         refining = icm_rounds > 0 or perturbations > 0
         with torch.autocast(x.device.type, enabled=False):
+            if beam == 1 and not refining and not is_plain(self):
+                codes = greedy_codes(self, flat, depth, max_bytes)
+                return codes.reshape(*shape, depth)
+            products = None
+            if self.projections is None:
+                products = self.state.products(depth, both_ways=refining, max_bytes=max_bytes)
             codes = encode_refined(
                 flat,
                 self._levels(depth),
@@ -212,7 +294,7 @@ class ResidualQuantizer(Quantizer):
                 perturbations=perturbations,
                 penalties=self.state.level_penalties(depth),
                 seed=seed,
-                products=self.state.products(depth, both_ways=refining, max_bytes=max_bytes),
+                products=products,
                 max_bytes=max_bytes,
                 threads=threads,
             )
@@ -232,103 +314,37 @@ class ResidualQuantizer(Quantizer):
     soft_codes = soft_encoding.soft_codes
     soft_targets = soft_encoding.soft_targets
 
-    @torch.no_grad()
-    def fit(
-        self,
-        X: NDArray | Tensor,
-        *,
-        iterations: int = 40,
-        starts: int = 1,
-        rounds: int = 4,
-        beam: int = 5,
-        prefix_weight: float = 0.0,
-        warm_start: bool = False,
-        rate_weight: float | None = None,
-        target_bits: float | None = None,
-        time_budget: float | None = None,
-        max_rows: int | None = None,
-        threads: int | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> "ResidualQuantizer":
-        """Train offline on a matrix: level by level, then all levels by joint least squares.
-
-        Args:
-            X: Vectors, shape (N, dim), numpy (also memory-mapped) or torch, finite, N at least the
-                largest codebook size.
-            iterations: Lloyd iterations a level.
-            starts: Short k-means++ starts a level, of which the best goes on.
-            rounds: Rounds of encoding and joint least squares over all levels, at most.
-            beam: Prefixes kept per vector while training, and from then on in `encode`.
-            prefix_weight: Weight of the error after each shorter code beside that of the whole, so
-                that codes cut short stay good; 0 minds the whole alone.
-            warm_start: Go on from the quantizer's own tables in place of starting afresh.
-            rate_weight: Squared error that one bit of entropy-coded code may cost: keeps
-                `penalties`, which make `encode` prefer frequent codes.
-            target_bits: Bits per vector to reach, entropy-coded, in place of `rate_weight`.
-            time_budget: Seconds after which no further round begins.
-            max_rows: Rows used, drawn at random; 1024 per codeword when None.
-            threads: Threads to use; as many as torch does when None.
-            seed: Fixes the result.
-            progress: Told of each level and round.
-
-        Returns:
-            The quantizer itself, fitted.
-
-        Raises:
-            ShapeError: If X is not (N, dim).
-            DataError: If X is not numeric or finite, or has too few rows.
-            ConfigError: If a number is out of range.
-            MissingDependencyError: If faiss is not installed.
-        """
-        checks.check_fit(
-            self.frozen,
-            iterations=iterations,
-            starts=starts,
-            beam=beam,
-            rounds=rounds,
-            prefix_weight=prefix_weight,
-            rate_weight=rate_weight,
-            target_bits=target_bits,
-            most_bits=sum(log2(size) for size in self.codebook_sizes),
-            time_budget=time_budget,
-        )
-        if max_rows is None:
-            max_rows = _FIT_ROWS_PER_CODE * max(self.codebook_sizes)
-        sizes = self.state.codebook_sizes
-        x = checks.training_rows(
-            self._name("fit"), X, self.dim, min_rows=max(sizes), max_rows=max_rows, seed=seed
-        ).to(self.state.tables.device)
-        tables, penalties = fit_tables(
-            x,
-            sizes,
-            self.depth,
-            iterations=iterations,
-            starts=starts,
-            rounds=rounds,
-            beam=beam,
-            prefix_weight=prefix_weight,
-            start=self.codebooks if warm_start else None,
-            rate_weight=rate_weight,
-            target_bits=target_bits,
-            time_budget=time_budget,
-            threads=threads,
-            seed=seed,
-            progress=progress,
-        )
-        self.beam = beam
-        self.state.set_tables(tables, vectors=len(x) * (self.depth if self.shared_codebook else 1))
-        self.state.set_penalties(penalties)
-        return self
-
+    fit = matrix_fitting.fit
     to_faiss = faiss_bridge.to_faiss
     from_faiss = classmethod(faiss_bridge.from_faiss)
 
     def _sum(self, codes: Tensor) -> Tensor:
         return sum_codewords(codes, self._levels(codes.shape[1]))
 
+    def set_codebooks(self, codebooks: Tensor | NDArray) -> Self:
+        """Take over given tables, and count them as initialised; return the quantizer.
+
+        Args:
+            codebooks: Shape (depth, K, dim), (1, K, dim) for a shared codebook, of codebook_dim in
+                place of dim where there is one; rows beyond the size of a level are ignored.
+
+        Raises:
+            ShapeError: If the shape is another.
+            DataError: If a value is not finite.
+            ConfigError: If the quantizer is frozen.
+        """
+        if self.frozen:
+            raise ConfigError(f"{self._name('set_codebooks')}: the quantizer is frozen.")
+        tables = checks.given_tables(self._name("set_codebooks"), codebooks, self.state.tables)
+        self.state.set_tables(tables, vectors=max(self.codebook_sizes))
+        return self
+
     def _stored(self) -> dict[str, Tensor]:
-        stored = {name: getattr(self.state, name) for name in _ARTIFACT_TENSORS}
+        names = [*_ARTIFACT_TENSORS, *(["sums"] if self.update == "paper" else [])]
+        stored = {name: getattr(self.state, name) for name in names}
+        if self.projections is not None:
+            own = self.projections.state_dict()
+            stored |= {f"projections.{name}": tensor for name, tensor in own.items()}
         return stored | ({"penalties": self.penalties} if self.penalties.numel() else {})
 
     def _adopt(self, path: str | Path, tensors: Mapping[str, Tensor]) -> None:
@@ -336,11 +352,17 @@ class ResidualQuantizer(Quantizer):
         if "penalties" in tensors:
             expected["penalties"] = self.penalties.new_empty(self.depth, max(self.codebook_sizes))
         check_tensors(path, expected, tensors)
-        self.state.load_state_dict({**self.state.state_dict(), **tensors})
+        state = {f"state.{name}": tensor for name, tensor in self.state.state_dict().items()}
+        own = {n if n.startswith("projections.") else f"state.{n}": t for n, t in tensors.items()}
+        self.load_state_dict(state | own)
 
     def _codewords(self) -> list[Tensor]:
         return self._levels(self.depth)
 
     def _levels(self, depth: int) -> list[Tensor]:
-        """Return the tables of the first levels, without gradients."""
-        return level_tables(self.codebooks, self.state.codebook_sizes, depth)
+        """Return the codewords (K_d, dim) of the first levels, without gradients."""
+        tables = level_tables(self.state.tables.detach(), self.state.codebook_sizes, depth)
+        if self.projections is None:
+            return tables
+        with torch.no_grad():
+            return [self.projections.back(table, level) for level, table in enumerate(tables)]

@@ -198,7 +198,8 @@ def test_precision_of_a_parent_does_not_reach_the_quantizer(fitted):
     quantizer, x = fitted
     codes = quantizer.encode(x[:50])
     parent = torch.nn.Sequential(copy.deepcopy(quantizer)).to(torch.bfloat16)
-    assert {value.dtype for value in parent.state_dict().values()} == {torch.float32, torch.bool}
+    kinds = {value.dtype for value in parent.state_dict().values() if value.is_floating_point()}
+    assert kinds == {torch.float32}
     assert torch.equal(parent[0].encode(x[:50]), codes)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(quantizer.encode(x[:50]), codes)

@@ -1,0 +1,148 @@
+"""What happens in `ResidualQuantizer.forward`: the pass through the levels, and what they learn."""
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rqtoolkit.functional.assign import chunk_slices
+from rqtoolkit.functional.encoding import encode_vectors
+from rqtoolkit.functional.gradient import rotation_trick, straight_through
+from rqtoolkit.quantizers import checks
+from rqtoolkit.quantizers.levels import (
+    Choose,
+    LevelPass,
+    choose_codes,
+    given_codes,
+    quantize_levels,
+)
+from rqtoolkit.quantizers.paper_update import quantize_and_update
+from rqtoolkit.quantizers.projections import quantize_projected_levels
+
+if TYPE_CHECKING:
+    from rqtoolkit.quantizers.residual import ResidualQuantizer
+
+__all__ = ["draw_depths", "greedy_codes", "is_plain", "quantize"]
+
+_ESTIMATORS = {"straight_through": straight_through, "rotation": rotation_trick}
+
+
+def is_plain(quantizer: "ResidualQuantizer") -> bool:
+    """Whether a level takes the codeword nearest to the vector itself."""
+    return quantizer.projections is None and quantizer.similarity == "euclidean"
+
+
+def draw_depths(
+    quantizer: "ResidualQuantizer",
+    shape: torch.Size,
+    depth: int | None,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> Tensor | None:
+    """Return how many levels each of N vectors uses, shape (N,), or None where all use all.
+
+    Args:
+        quantizer: Whose `depth_dropout` it is.
+        shape: Shape of the codes without their last axis.
+        depth: Levels to use for all; drawn when None.
+        generator: Source of the draws, on the device.
+        device: Where the vectors are.
+
+    Raises:
+        ConfigError: If depth is out of range.
+    """
+    if depth is not None:
+        checks.check_depth(quantizer._name("forward"), depth, quantizer.depth)
+        return torch.full((prod(shape),), depth, device=device)
+    if not (quantizer.training and quantizer.depth_dropout > 0):
+        return None
+    samples = shape[:1]
+    drops = torch.rand(samples, generator=generator, device=device) < quantizer.depth_dropout
+    drawn = torch.randint(1, quantizer.depth + 1, samples, generator=generator, device=device)
+    depths = torch.where(drops, drawn, quantizer.depth)
+    return depths.reshape(*samples, *[1] * len(shape[1:])).expand(shape).reshape(-1)
+
+
+def quantize(
+    quantizer: "ResidualQuantizer",
+    x: Tensor,
+    real: Tensor | None,
+    depths: Tensor | None,
+    *,
+    learning: bool,
+    generator: torch.Generator | None,
+) -> LevelPass:
+    """Run the levels over vectors, and let the codebooks learn from them.
+
+    Args:
+        quantizer: Whose codebooks they are.
+        x: Vectors, shape (N, dim), float32, 0 in padding.
+        real: False for padding, shape (N,); None without any.
+        depths: Levels that each vector uses, shape (N,); None for all.
+        learning: Whether the codebooks learn.
+        generator: Source of chance.
+
+    Returns:
+        What the levels gave, `quantized` with the estimator's gradient.
+    """
+    in_use = _levels_in_use(real, depths, quantizer.depth)
+    learns = learning and (quantizer.state.is_initialized or not quantizer.kmeans_init)
+    weights = x.new_ones(len(x)) if real is None else real.float()
+    if learns:
+        weights = weights * x.detach().isfinite().all(dim=1)
+    if learns and quantizer.update == "paper":
+        done = quantize_and_update(
+            quantizer.state, x, quantizer.depth, weights, generator, in_use=in_use
+        )
+    else:
+        choose = _choose(quantizer, x, learning, generator)
+        done = _run_levels(quantizer, x, choose, quantizer.depth, in_use)
+        if learns:
+            quantizer.state.update(done.inputs, done.codes, weights, generator)
+    if quantizer.projections is None and x.requires_grad:
+        estimate = _ESTIMATORS[quantizer.estimator](x, done.quantized)
+        done.quantized = estimate if real is None else estimate * real[:, None]
+    return done
+
+
+def greedy_codes(quantizer: "ResidualQuantizer", x: Tensor, depth: int, max_bytes: int) -> Tensor:
+    """Encode vectors (N, dim) by the rule of `forward`, (N, depth), a chunk at a time."""
+    codes = torch.empty(len(x), depth, dtype=torch.int64, device=x.device)
+    choose = choose_codes(similarity=quantizer.similarity)
+    for rows in chunk_slices(len(x), 16 * x.shape[1] * x.element_size(), max_bytes):
+        codes[rows] = _run_levels(quantizer, x[rows], choose, depth, None).codes
+    return codes
+
+
+def _choose(
+    quantizer: "ResidualQuantizer", x: Tensor, learning: bool, generator: torch.Generator | None
+) -> Choose:
+    """Return the rule by which codes of x are chosen."""
+    if quantizer.forward_beam > 1:
+        levels = quantizer._levels(quantizer.depth)
+        return given_codes(encode_vectors(x.detach(), levels, beam=quantizer.forward_beam))
+    tau = quantizer.tau if learning else 0.0
+    return choose_codes(similarity=quantizer.similarity, tau=tau, generator=generator)
+
+
+def _run_levels(
+    quantizer: "ResidualQuantizer", x: Tensor, choose: Choose, depth: int, in_use: Tensor | None
+) -> LevelPass:
+    tables = quantizer.state.levels(depth)
+    options: dict[str, Any] = {
+        "in_use": in_use,
+        "codebook_loss": quantizer.update == "gradient",
+    }
+    if quantizer.projections is None:
+        return quantize_levels(x, tables, choose, **options)
+    estimator = _ESTIMATORS[quantizer.estimator]
+    return quantize_projected_levels(x, tables, quantizer.projections, choose, estimator, **options)
+
+
+def _levels_in_use(real: Tensor | None, depths: Tensor | None, depth: int) -> Tensor | None:
+    """Return which levels count for which vectors, (N, depth), 0 or 1, or None where all do."""
+    if depths is not None:
+        in_use = torch.arange(depth, device=depths.device) < depths[:, None]
+        return (in_use if real is None else in_use & real[:, None]).float()
+    return None if real is None else real[:, None].expand(-1, depth).float()

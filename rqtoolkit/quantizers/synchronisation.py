@@ -1,0 +1,102 @@
+"""Statistics of several processes that train together: each call is a no-op where there is one.
+
+Whether there are several is asked at each call, so that a module may be built before the process
+group is.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["broadcast_from_first", "draw_rows", "gather_rows", "sum_over_ranks"]
+
+
+def sum_over_ranks(*tensors: Tensor) -> None:
+    """Replace tensors by their sums over all processes, in one exchange."""
+    if not _several():
+        return
+    joined = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(joined)
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, total in zip(tensors, joined.split(sizes), strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
+def broadcast_from_first(tensor: Tensor) -> None:
+    """Overwrite a tensor with that of the first process."""
+    if _several():
+        dist.broadcast(tensor, src=0)
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Concatenate the rows of all processes, in their order; their numbers may differ."""
+    if not _several():
+        return x
+    lengths = [int(n) for n in _gather(torch.tensor([len(x)], device=x.device))]
+    padded = x.new_zeros(max(lengths), x.shape[1])
+    padded[: len(x)] = x
+    parts = _gather(padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+def draw_rows(
+    pools: Sequence[Sequence[Tensor]],
+    weights: Tensor,
+    count: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Draw rows of weight 1, evenly and with replacement, from those of all processes.
+
+    Which rows are drawn depends on the first process's chance alone, and not on how rows are
+    spread over processes that hold them in the same order.
+
+    Args:
+        pools: For each result, matrices (N, dim) whose rows may be drawn.
+        weights: Shape (N,): 1 for rows that may be drawn, 0 for others; the same for all matrices.
+        count: Rows to draw from each pool.
+        generator: Source of chance, on the device of the rows.
+
+    Returns:
+        Shape (pools, count, dim); NaN where no process has a row of weight 1.
+    """
+    if not len(weights):  # none of its own to give, though others may have
+        pools = [[matrix.new_zeros(1, matrix.shape[1]) for matrix in pool] for pool in pools]
+        weights = weights.new_zeros(1)
+    places = weights.long().cumsum(dim=0)  # of each row among those that count, from 1
+    first, total = _place_in_order(places[-1])
+    uniform = torch.rand(
+        len(pools), count, generator=generator, dtype=torch.float64, device=weights.device
+    )
+    broadcast_from_first(uniform)
+    drawn = []
+    for pool, chance in zip(pools, uniform, strict=True):
+        ranked = (chance * (len(pool) * total)).long()  # matrix after matrix
+        matrix, place = ranked // total.clamp_min(1), ranked % total.clamp_min(1) - first
+        own = (place >= 0) & (place < places[-1])
+        rows = torch.searchsorted(places, place, right=True).clamp(max=len(places) - 1)
+        of_each = torch.stack([own_rows[rows] for own_rows in pool])
+        picked = of_each[matrix.clamp(max=len(pool) - 1), torch.arange(count, device=rows.device)]
+        drawn.append(torch.where(own[:, None], picked, 0))
+    result = torch.stack(drawn)
+    sum_over_ranks(result)
+    return torch.where(total > 0, result, torch.nan)
+
+
+def _place_in_order(own: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of a number (scalar) over the processes before this one, and over all."""
+    if not _several():
+        return torch.zeros_like(own), own
+    counts = torch.cat(_gather(own[None]))
+    return counts[: dist.get_rank()].sum(), counts.sum()
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _gather(tensor: Tensor) -> list[Tensor]:
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return parts

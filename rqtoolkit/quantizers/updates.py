@@ -1,0 +1,111 @@
+"""How tables follow what they are chosen for: moving averages, and new lives for dead entries.
+
+A moving average of the vectors of an entry is always its count times its codeword, so only counts
+are kept, and a revived entry has no stale sum that could drag it back.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rqtoolkit.quantizers.synchronisation import draw_rows, sum_over_ranks
+
+__all__ = ["batch_statistics", "dead_count", "move_averages", "revive"]
+
+# Revived entries start at this many times the threshold: time to prove themselves before the next
+# look, without outweighing what they collect.
+_REVIVED_COUNT = 3.0
+
+
+def batch_statistics(
+    inputs: Sequence[Tensor], codes: Tensor, weights: Tensor, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Count what each entry was chosen for, and add it up, over all processes.
+
+    Args:
+        inputs: What each level quantized, shape (N, dim) each, finite where weights are 1.
+        codes: Shape (N, depth).
+        weights: Shape (N,): 1 for vectors that count, 0 for those that do not.
+        like: Tables, shape (T, K, dim); one table takes the statistics of all levels.
+
+    Returns:
+        Counts (T, K) and sums (T, K, dim).
+    """
+    counts, sums = like.new_zeros(like.shape[:2]), torch.zeros_like(like)
+    for level, rows in enumerate(inputs):
+        table = min(level, len(like) - 1)
+        counts[table].index_add_(0, codes[:, level], weights)
+        sums[table].index_add_(0, codes[:, level], torch.where(weights[:, None] > 0, rows, 0))
+    sum_over_ranks(counts, sums)
+    return counts, sums
+
+
+def move_averages(
+    tables: Tensor | None, counts: Tensor, batch: tuple[Tensor, Tensor], *, decay: float
+) -> None:
+    """Move counts, and codewords in proportion, towards one batch, in place.
+
+    With n and m the counts before the step and of the batch, N = decay n + (1 − decay) m, a
+    codeword becomes (decay n e + (1 − decay) Σ x) / N.
+
+    Args:
+        tables: Shape (T, K, dim); None where an optimiser moves them.
+        counts: Shape (T, K).
+        batch: Counts and sums of the batch (`batch_statistics`).
+        decay: Of the averages.
+
+    References:
+        van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017, appendix A.1.
+        https://arxiv.org/abs/1711.00937
+    """
+    chosen, sums = batch
+    pace = (1 - decay) * (chosen.sum() > 0)  # a batch without vectors is no evidence
+    counts.lerp_(chosen, pace)
+    if tables is None:
+        return
+    # Entries that nothing chose keep their place exactly; so do padding rows.
+    share = pace * (chosen > 0) / counts.clamp_min(torch.finfo(torch.float32).tiny)
+    tables.add_(sums.addcmul_(chosen[..., None], tables, value=-1).mul_(share[..., None]))
+
+
+def dead_count(counts: Tensor, threshold: float) -> Tensor:
+    """Return the count under which an entry of each table is dead, shape (T, 1).
+
+    Args:
+        counts: Moving counts, shape (T, K); NaN is left out.
+        threshold: Share of the mean count, where that is under 1 / threshold; else of that.
+    """
+    return threshold * counts.nanmean(dim=1, keepdim=True).clamp(max=1 / threshold)
+
+
+def revive(
+    tables: Tensor,
+    counts: Tensor,
+    codebook_sizes: Sequence[int],
+    inputs: Sequence[Tensor],
+    weights: Tensor,
+    *,
+    threshold: float,
+    generator: torch.Generator | None,
+) -> None:
+    """Put dead entries on vectors of this batch, with the count of a living entry, in place.
+
+    Args:
+        tables: Shape (T, K, dim).
+        counts: Moving counts, shape (T, K).
+        codebook_sizes: Entries of each table.
+        inputs: What each level quantized, shape (N, dim) each.
+        weights: Shape (N,): 1 for vectors that may serve, 0 for others.
+        threshold: An entry is dead when its count falls under this share of the mean count of its
+            table (of 1 / threshold, where the mean is larger).
+        generator: Source of chance.
+    """
+    pools = [[rows] for rows in inputs] if len(tables) > 1 else [list(inputs)]
+    drawn = draw_rows(pools, weights, tables.shape[1], generator)
+    for table, size in enumerate(codebook_sizes):
+        own, pool = counts[table, :size], drawn[table, :size]
+        limit = dead_count(own[None], threshold).squeeze()
+        dead = (own < limit) & pool.isfinite().all(dim=1)
+        tables[table, :size] = torch.where(dead[:, None], pool, tables[table, :size].detach())
+        counts[table, :size] = torch.where(dead, _REVIVED_COUNT * limit, own)
