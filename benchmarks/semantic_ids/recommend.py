@@ -42,8 +42,8 @@ from rqtoolkit.semantic_ids.recommend import (
     SASRec,
     Sequences,
     evaluate_next_item,
+    tune,
 )
-from rqtoolkit.semantic_ids.recommend.tuning import tune
 
 RESULTS = ROOT / "benchmarks" / "results" / "semantic_ids_recommend.json"
 FOLDER = "data/recsys/beauty"

@@ -100,13 +100,13 @@ def train(
 ) -> None:
     """Train an RQ-Transformer to generate the semantic ID of a user's next item.
 
+    Weights of codes and of new items that are not given are chosen on the validation.
     A training that was stopped goes on when the same command is given again: what it needs is kept
     beside the output, as OUT.training.safetensors, until the training has ended.
     """
     from rqtoolkit.cli.semantic_ids.session import check_new_folder, read_sequences, working
     from rqtoolkit.semantic_ids import SemanticIDs
-    from rqtoolkit.semantic_ids.recommend import GenerativeRecommender
-    from rqtoolkit.semantic_ids.recommend.tuning import tune
+    from rqtoolkit.semantic_ids.recommend import GenerativeRecommender, tune
 
     checkpoint = check_new_folder(out).with_name(f"{out.name}.training.safetensors")
     catalogue = SemanticIDs.load(folder)

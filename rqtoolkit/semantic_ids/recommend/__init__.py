@@ -11,6 +11,7 @@ from rqtoolkit.semantic_ids.recommend.evaluation import Evaluation, evaluate_nex
 from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
 from rqtoolkit.semantic_ids.recommend.sasrec import SASRec
 from rqtoolkit.semantic_ids.recommend.sequences import Sequences
+from rqtoolkit.semantic_ids.recommend.tuning import tune
 
 __all__ = [
     "Blend",
@@ -23,4 +24,5 @@ __all__ = [
     "SASRec",
     "Sequences",
     "evaluate_next_item",
+    "tune",
 ]

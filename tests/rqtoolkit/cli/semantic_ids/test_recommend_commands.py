@@ -13,8 +13,12 @@ import typer
 
 from rqtoolkit.cli.app import app, main
 from rqtoolkit.cli.semantic_ids.session import read_sequences
-from rqtoolkit.semantic_ids.recommend import GenerativeRecommender, Sequences, evaluate_next_item
-from rqtoolkit.semantic_ids.recommend.tuning import tune
+from rqtoolkit.semantic_ids.recommend import (
+    GenerativeRecommender,
+    Sequences,
+    evaluate_next_item,
+    tune,
+)
 
 TINY = ["--dim", 8, "--body-layers", 1, "--depth-layers", 1, "--num-heads", 1, "--epochs", 2]
 TINY += ["--batch-size", 16, "--history-length", 8, "--no-autocast", "--threads", 1]

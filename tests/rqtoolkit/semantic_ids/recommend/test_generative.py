@@ -7,10 +7,9 @@ from safetensors import safe_open
 
 from rqtoolkit.errors import ArtifactError, ConfigError, DataError
 from rqtoolkit.semantic_ids import SemanticIDs
-from rqtoolkit.semantic_ids.recommend import Sequences, evaluate_next_item
+from rqtoolkit.semantic_ids.recommend import Sequences, evaluate_next_item, tune
 from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
 from rqtoolkit.semantic_ids.recommend.training import Settings, train
-from rqtoolkit.semantic_ids.recommend.tuning import tune
 
 ITEMS = 36
 NAMES = np.array([f"item {number:02}" for number in range(ITEMS + 3)])
