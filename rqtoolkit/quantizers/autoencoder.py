@@ -17,9 +17,14 @@ from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES, chunk_slices
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.artifact import check_tensors
 from rqtoolkit.quantizers import checks
-from rqtoolkit.quantizers.autoencoder_fitting import Parts, Training, train_autoencoder
+from rqtoolkit.quantizers.autoencoder_fitting import Parts, train_autoencoder
 from rqtoolkit.quantizers.base import Quantizer
-from rqtoolkit.quantizers.network_training import check_training, held_out_rows, standard_units
+from rqtoolkit.quantizers.network_training import (
+    Schedule,
+    check_training,
+    held_out_rows,
+    standard_units,
+)
 from rqtoolkit.quantizers.precision import exact_values
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 
@@ -222,16 +227,23 @@ class ResidualAutoencoder(Quantizer):
         kept, held_out = (
             x[rows.to(x.device)] for rows in held_out_rows(len(x), largest, generator)
         )
-        training = Training(
+        schedule = Schedule(
             epochs=epochs,
             batch_size=max(1, min(batch_size, len(x) // _STEPS_PER_EPOCH)),
             learning_rate=learning_rate,
             patience=patience,
-            commitment_weight=commitment_weight,
             deadline=deadline,
         )
         judged = held_out if len(held_out) else kept
-        train_autoencoder(parts, kept, judged, training, generator=generator, progress=progress)
+        train_autoencoder(
+            parts,
+            kept,
+            judged,
+            schedule,
+            commitment_weight=commitment_weight,
+            generator=generator,
+            progress=progress,
+        )
         return self.train(self.training)
 
     def _new_parts(self, generator: torch.Generator) -> Parts:

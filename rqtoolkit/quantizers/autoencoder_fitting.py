@@ -1,7 +1,5 @@
 """Train an autoencoder whose latents are residual-quantized, epoch by epoch."""
 
-import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqtoolkit.functional.assign import chunk_slices
-from rqtoolkit.functional.progress import Progress, report
-from rqtoolkit.quantizers.network_training import Pace, fast_products, state_of
+from rqtoolkit.functional.progress import Progress
+from rqtoolkit.quantizers.network_training import Schedule, fast_products, train
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 
-__all__ = ["Parts", "Training", "train_autoencoder"]
+__all__ = ["Parts", "train_autoencoder"]
 
 _LONGEST_GRADIENT = 1.0
 _WEIGHT_DECAY = 0.01
@@ -34,33 +32,13 @@ class Parts(NamedTuple):
     decoder: nn.Sequential
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How the autoencoder is trained.
-
-    Attributes:
-        epochs: Passes over the training vectors, at most.
-        batch_size: Vectors a step.
-        learning_rate: Of AdamW at its highest; falls to zero as half a cosine.
-        patience: Passes without a lower held-out error after which training ends.
-        commitment_weight: Weight of the commitment loss beside the squared error.
-        deadline: On the clock of `time.monotonic`, or None.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    patience: int
-    commitment_weight: float
-    deadline: float | None
-
-
 def train_autoencoder(
     parts: Parts,
     x: Tensor,
     held_out: Tensor,
-    training: Training,
+    schedule: Schedule,
     *,
+    commitment_weight: float,
     generator: torch.Generator,
     progress: Progress | None = None,
 ) -> None:
@@ -74,7 +52,8 @@ def train_autoencoder(
         parts: What to train, in place; left in training mode.
         x: Vectors, shape (N, dim), standardised.
         held_out: Vectors, shape (M, dim), standardised, whose error decides which state stays.
-        training: How.
+        schedule: How long and how fast.
+        commitment_weight: Weight of the commitment loss beside the squared error.
         generator: Source of chance, on the CPU.
         progress: Told of each epoch.
     """
@@ -82,29 +61,21 @@ def train_autoencoder(
         part.train()
     optimizer = torch.optim.AdamW(
         [*parts.encoder.parameters(), *parts.decoder.parameters()],
-        lr=training.learning_rate,
+        lr=schedule.learning_rate,
         weight_decay=_WEIGHT_DECAY,
     )
-    steps = training.epochs * math.ceil(len(x) / training.batch_size)
-    pace = Pace(steps, training.deadline)
-    best, least, waited = [state_of(part) for part in parts], math.inf, 0
     chance = torch.Generator(x.device).manual_seed(_drawn_seed(generator))
-    for epoch in range(training.epochs):
-        for rows in torch.randperm(len(x), generator=generator).split(training.batch_size):
-            optimizer.param_groups[0]["lr"] = training.learning_rate * pace.step()
-            _step(parts, optimizer, x[rows.to(x.device)], training.commitment_weight, chance)
-            if pace.fraction >= 1:
-                break
-        error = _mean_error(parts, held_out)
-        waited = 0 if error < least else waited + 1
-        if error < least:
-            best, least = [state_of(part) for part in parts], error
-        done = waited >= training.patience or pace.fraction >= 1
-        report(progress, "autoencoder", training.epochs if done else epoch + 1, training.epochs)
-        if done:
-            break
-    for module, state in zip(parts, best, strict=True):
-        module.load_state_dict(state)
+    train(
+        parts,
+        optimizer,
+        len(x),
+        schedule,
+        step=lambda rows: _step(parts, optimizer, x[rows.to(x.device)], commitment_weight, chance),
+        judge=lambda: _mean_error(parts, held_out),
+        generator=generator,
+        name="autoencoder",
+        progress=progress,
+    )
 
 
 def _step(

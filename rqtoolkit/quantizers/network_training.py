@@ -1,22 +1,26 @@
-"""What training networks on vectors takes, whatever the network: checks, units, rows, pace."""
+"""What training networks on vectors takes, whatever the network: checks, units, pace, the loop."""
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.arguments import check_count
+from rqtoolkit.functional.progress import Progress, report
 
 __all__ = [
     "Pace",
+    "Schedule",
     "check_training",
     "fast_products",
     "held_out_rows",
     "standard_units",
     "state_of",
+    "train",
 ]
 
 _WARM_UP = 100  # steps over which the learning rate rises
@@ -107,3 +111,71 @@ class Pace:
         share = 0.5 * (1 + math.cos(math.pi * self.fraction))
         self.done += 1
         return share * min(1.0, self.done / _WARM_UP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast networks learn.
+
+    Attributes:
+        epochs: Passes over the training vectors, at most.
+        batch_size: Vectors a step.
+        learning_rate: The highest; it falls to zero as half a cosine.
+        patience: Passes without a lower held-out error after which training ends.
+        deadline: On the clock of `time.monotonic`, or None.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    patience: int
+    deadline: float | None
+
+
+def train(
+    modules: Sequence[nn.Module],
+    optimizer: torch.optim.Optimizer,
+    rows: int,
+    schedule: Schedule,
+    *,
+    step: Callable[[Tensor], None],
+    judge: Callable[[], float],
+    least: float = math.inf,
+    generator: torch.Generator,
+    name: str,
+    progress: Progress | None = None,
+) -> None:
+    """Take steps, epoch by epoch, and leave the best state met.
+
+    Args:
+        modules: What learns, in place.
+        optimizer: Whose learning rate the schedule sets.
+        rows: Training vectors there are.
+        schedule: How long and how fast.
+        step: Learns from the vectors of these rows, a tensor on the CPU.
+        judge: Returns the held-out error.
+        least: What that is before the first step; infinite has any state after an epoch be better.
+        generator: Source of the order of rows, on the CPU.
+        name: Of this work, for progress.
+        progress: Told of each epoch.
+    """
+    pace = Pace(schedule.epochs * math.ceil(rows / schedule.batch_size), schedule.deadline)
+    best, waited = [state_of(module) for module in modules], 0
+    for epoch in range(schedule.epochs):
+        for batch in torch.randperm(rows, generator=generator).split(schedule.batch_size):
+            rate = schedule.learning_rate * pace.step()
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            step(batch)
+            if pace.fraction >= 1:
+                break
+        error = judge()
+        waited = 0 if error < least else waited + 1
+        if error < least:
+            best, least = [state_of(module) for module in modules], error
+        done = waited >= schedule.patience or pace.fraction >= 1
+        report(progress, name, schedule.epochs if done else epoch + 1, schedule.epochs)
+        if done:
+            break
+    for module, state in zip(modules, best, strict=True):
+        module.load_state_dict(state)

@@ -1,7 +1,5 @@
 """Train the networks of a neural residual quantizer on the error that its own codes leave."""
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES
-from rqtoolkit.functional.progress import Progress, report
-from rqtoolkit.quantizers.network_training import Pace, fast_products, state_of
+from rqtoolkit.functional.progress import Progress
+from rqtoolkit.quantizers.network_training import Schedule, fast_products, state_of, train
 from rqtoolkit.quantizers.neural_search import NeuralLevels
 
 __all__ = ["Training", "train_levels"]
@@ -21,30 +19,20 @@ _OTHER_STACKS = 0.5  # weight, beside 1 of the best
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """How networks are trained.
+class Training(Schedule):
+    """How the networks of all levels are trained.
 
     Attributes:
-        epochs: Passes over the training vectors, at most.
-        batch_size: Vectors a step.
-        learning_rate: Of AdamW at its highest; falls to zero as half a cosine.
-        patience: Passes without a lower held-out error after which training ends.
         beam: Prefixes kept when the current networks encode a batch.
         candidates: Codewords they evaluate for each prefix.
         final_beam: As beam, once training is over.
         final_candidates: As candidates, once training is over.
-        deadline: On the clock of `time.monotonic`, or None.
     """
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    patience: int
     beam: int
     candidates: int
     final_beam: int
     final_candidates: int
-    deadline: float | None
 
 
 def train_levels(
@@ -62,9 +50,8 @@ def train_levels(
     name, taken after every level, is lowered by a step of AdamW. Not only a vector's best stack of
     codes counts, but the others that the beam ends with as well, at half the weight: it works as
     if there were more vectors (on photo patches, 13 minutes with three stacks give the held-out
-    error of 30 minutes with one). The held-out error decides which
-    state stays: the best met with the beam of training or, if that is no better with the final
-    beam, the one at the start.
+    error of 30 minutes with one). The held-out error decides which state stays: the best met with
+    the beam of training or, if that is no better with the final beam, the one at the start.
 
     Args:
         levels: What to train, in place.
@@ -78,27 +65,21 @@ def train_levels(
         Held-out error with the final beam, as a share of the one at the start.
     """
     optimizer = torch.optim.AdamW(_groups(levels), lr=training.learning_rate)
-    steps = training.epochs * math.ceil(len(x) / training.batch_size)
-    pace = Pace(steps, training.deadline)
-    start = best = state_of(levels)
     searched = {"beam": training.beam, "candidates": training.candidates}
-    least, waited = _mean_error(levels, held_out, **searched), 0
-    for epoch in range(training.epochs):
-        for rows in _batches(len(x), training.batch_size, generator):
-            rate = training.learning_rate * pace.step()
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            _step(levels, optimizer, x[rows.to(x.device)], training)
-            if pace.fraction >= 1:
-                break
-        error = _mean_error(levels, held_out, **searched)
-        waited = 0 if error < least else waited + 1
-        if error < least:
-            best, least = state_of(levels), error
-        done = waited >= training.patience or pace.fraction >= 1
-        report(progress, "networks", training.epochs if done else epoch + 1, training.epochs)
-        if done:
-            break
+    start = state_of(levels)
+    train(
+        [levels],
+        optimizer,
+        len(x),
+        training,
+        step=lambda rows: _step(levels, optimizer, x[rows.to(x.device)], training),
+        judge=lambda: _mean_error(levels, held_out, **searched),
+        least=_mean_error(levels, held_out, **searched),
+        generator=generator,
+        name="networks",
+        progress=progress,
+    )
+    best = state_of(levels)
     searched = {"beam": training.final_beam, "candidates": training.final_candidates}
     errors = []
     for state in (start, best):
@@ -119,11 +100,6 @@ def _groups(levels: NeuralLevels) -> list[dict[str, Any]]:
         {"params": weights, "weight_decay": _WEIGHT_DECAY},
         {"params": others, "weight_decay": 0.0},
     ]
-
-
-def _batches(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield all rows in random order, batch by batch."""
-    yield from torch.randperm(rows, generator=generator).split(batch_size)
 
 
 def _step(
