@@ -1,6 +1,7 @@
-"""How near, how distinct and how even are semantic IDs, and what do they cost to fit?
+"""How near, how distinct and how even are semantic IDs, what do they cost, and how do they grow?
 
     python -m benchmarks.semantic_ids.fit
+    python -m benchmarks.semantic_ids.fit --settings growth
     python -m benchmarks.semantic_ids.fit --settings mixture --items 1000000
 
 On the Beauty catalogue (12,101 embeddings of 384 dimensions, three codes of 256), for each setting
@@ -8,7 +9,9 @@ and seed: squared error (in input units, summed over dimensions), share of dupli
 (1 − distinct / items), entries used and perplexity of each level, and the largest first code, of
 raw codes; then error and duplicates after matching. "mixture" is a synthetic catalogue of 128
 dimensions, items around 2,000 places of random popularity: so close together that most share raw
-codes with others. One thread, processor seconds; memory is the most that the process has held.
+codes with others. "growth" fits the default to ten of eleven items of Beauty, drawn at random, adds
+the others, and refits from there. One thread, processor seconds; memory is the most that the
+process has held.
 """
 
 import resource
@@ -49,6 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "balance 1.5": {"balance": 1.5},
 }
 PLACES, DIM = 2000, 128
+ADDED = 0.1
 
 
 def mixture(items: int) -> NDArray[np.float32]:
@@ -92,8 +96,39 @@ def measure(x: NDArray, setting: dict[str, Any], seed: int) -> dict[str, Any]:
     }
 
 
+def measure_growth(x: NDArray, seed: int) -> dict[str, Any]:
+    """Fit most items, add the others, train on, and return all figures."""
+    order = np.random.default_rng(seed).permutation(len(x))
+    count = round(len(x) / (1 + ADDED))
+    old, new = np.sort(order[:count]), np.sort(order[count:])
+    ids = SemanticIDs.fit(x[old], old, seed=seed)
+    published = ids.codes.copy()
+    raw_errors = [
+        float(np.square(ids.decode(ids.encode(x[rows])) - x[rows]).sum(axis=1).mean())
+        for rows in (old, new)
+    ]
+    start = process_time()
+    delta = ids.add(x[new], new)
+    added = process_time()
+    _, stability = ids.refit(x[ids.item_ids])
+    return {
+        "fitted_mse": delta.fitted_mse,
+        "new_mse": delta.mse,
+        "new_increase": delta.mse / delta.fitted_mse - 1,
+        "new_raw_increase": raw_errors[1] / raw_errors[0] - 1,
+        "unchanged": float((ids.codes[:count] == published).all(axis=1).mean()),
+        "duplicate_rate": duplicate_rate(ids.codes),
+        "add_seconds": added - start,
+        "refit_seconds": process_time() - added,
+        "refit_kept": list(stability.kept),
+        "refit_change": stability.new_mse / stability.old_mse - 1,
+    }
+
+
 def show(records: list[Record]) -> None:
     """Print medians over seeds, with the worst of each."""
+    _show_growth(find(records, setting="growth"))
+    records = [record for record in records if record["setting"] != "growth"]
     names = ["fit_seconds", "mse", "duplicate_rate", "largest_first_code"]
     names += ["match_seconds", "matched_increase", "matched_duplicate_rate", "memory_gib"]
     table = Table("setting", "seeds", *names, "least used", "least first perplexity")
@@ -109,21 +144,36 @@ def show(records: list[Record]) -> None:
     Console(width=200).print(table)
 
 
+def _show_growth(records: list[Record]) -> None:
+    names = ["new_mse", "new_increase", "new_raw_increase", "unchanged", "duplicate_rate"]
+    names += ["add_seconds", "refit_seconds", "refit_change"]
+    table = Table("seed", *names, "first codes kept")
+    for record in records:
+        measures = record["measures"]
+        figures = [*(measures[name] for name in names), measures["refit_kept"][0]]
+        table.add_row(str(record["seed"]), *(f"{figure:.4g}" for figure in figures))
+    Console(width=200).print(table)
+
+
 def main(
     settings: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(SETTINGS),
     seeds: Annotated[int, typer.Option(min=1)] = 5,
     items: Annotated[int, typer.Option(help="Of the mixture.")] = 200_000,
     out: Annotated[Path, typer.Option(help="JSON file of the results.")] = RESULTS,
 ) -> None:
-    """Measure settings; "mixture" is one with the synthetic catalogue, of a single seed."""
+    """Measure settings, growth, and the synthetic catalogue "mixture", the last with one seed."""
     for setting in settings.split(","):
         synthetic = setting == "mixture"
-        if not synthetic and setting not in SETTINGS:
-            raise typer.BadParameter(f"--settings {setting} is none of {', '.join(SETTINGS)}")
+        if setting not in (*SETTINGS, "growth", "mixture"):
+            known = ", ".join([*SETTINGS, "growth", "mixture"])
+            raise typer.BadParameter(f"--settings {setting} is none of {known}")
         x = mixture(items) if synthetic else np.load(development_file(BEAUTY)).astype(np.float32)
         for seed in range(1 if synthetic else seeds):
             with limited_threads(1):
-                measures = measure(x, SETTINGS.get(setting, {}), seed)
+                if setting == "growth":
+                    measures = measure_growth(x, seed)
+                else:
+                    measures = measure(x, SETTINGS.get(setting, {}), seed)
             name = f"mixture of {items}" if synthetic else setting
             record = {"setting": name, "seed": seed, "commit": commit()}
             record["measures"] = rounded(measures)
