@@ -100,13 +100,13 @@ def fit(
             options = check_options(kind, given)
             if depth is None or codebook_size is None:
                 raise ConfigError("fit needs --depth and --codebook-size, or --warm-start.")
-            sizes = opt.numbers("--codebook-size", codebook_size)
-            x = training_rows(vectors, max(sizes), train_rows, method=kind, seed=seed)
+            largest = max(opt.numbers("--codebook-size", codebook_size))
+            x = training_rows(vectors, largest, train_rows, method=kind, seed=seed)
             start = time.perf_counter()
             quantizer = fit_quantizer(
                 x,
                 depth,
-                sizes if len(sizes) > 1 else sizes[0],
+                opt.level_sizes(codebook_size),
                 method=kind,
                 options=options,
                 seed=seed,

@@ -41,6 +41,7 @@ __all__ = [
     "TrainRows",
     "check_device",
     "check_file",
+    "level_sizes",
     "numbers",
 ]
 
@@ -209,3 +210,9 @@ def numbers(option: str, text: str) -> list[int]:
             f"{option}={text} has to be whole numbers from 1 on, as in 8, 4,16 or 1-8."
         )
     return found
+
+
+def level_sizes(text: str) -> int | list[int]:
+    """Read --codebook-size as quantizers take it: one number for all levels, or one a level."""
+    sizes = numbers("--codebook-size", text)
+    return sizes if len(sizes) > 1 else sizes[0]

@@ -131,14 +131,14 @@ def refit(
     from rqtoolkit.semantic_ids import SemanticIDs
 
     check_new_folder(out)
-    sizes = codebook_size and opt.numbers("--codebook-size", codebook_size)
+    sizes = None if codebook_size is None else opt.level_sizes(codebook_size)
     catalogue = SemanticIDs.load(folder, encoder=encoder)
     with working(threads) as progress:
         new, stability = catalogue.refit(
             embeddings(data, key),
             rows_ids(ids, id_column, catalogue.item_ids),
             warm_start=warm_start,
-            codebook_size=(sizes if len(sizes) > 1 else sizes[0]) if sizes else None,
+            codebook_size=sizes,
             settings=parse_settings(settings) or None,
             column=column,
             id_column=id_column,

@@ -51,7 +51,7 @@ def fit(
     from rqtoolkit.semantic_ids import SemanticIDs
 
     check_new_folder(out)
-    sizes = opt.numbers("--codebook-size", codebook_size)
+    sizes = opt.level_sizes(codebook_size)
     with working(threads) as progress:
         vectors, item_ids = embeddings(data, key), rows_ids(ids, id_column)
         start = time.perf_counter()
@@ -59,7 +59,7 @@ def fit(
             vectors,
             item_ids,
             depth=depth,
-            codebook_size=sizes if len(sizes) > 1 else sizes[0],
+            codebook_size=sizes,
             method=method.value,
             collisions=collisions.value,
             balance=balance,

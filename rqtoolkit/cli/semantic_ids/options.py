@@ -15,6 +15,7 @@ from rqtoolkit.cli.quantize.options import (
     Threads,
     check_device,
     check_file,
+    level_sizes,
     numbers,
 )
 
@@ -48,6 +49,7 @@ __all__ = [
     "UserColumn",
     "check_device",
     "check_file",
+    "level_sizes",
     "numbers",
 ]
 
