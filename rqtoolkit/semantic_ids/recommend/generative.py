@@ -230,15 +230,15 @@ class GenerativeRecommender:
             DataError: If an item has no semantic ID.
         """
         model, catalogue = self._ready(f"{_CLASS}.scores", histories.item_ids)
-        parts = [np.empty((0, len(histories.item_ids)), np.float32)]
-        for part in split_users(histories, _USERS):
+        scores = np.empty((len(histories), len(histories.item_ids)), np.float32)
+        for rows, part in split_users(histories, _USERS):
             contexts, log_q = self._contexts_and_log_q(model, part, catalogue)
             if self.codes_share:
                 with self._autocast(contexts):
                     codes = leaf_log_probabilities(model.transformer, contexts, catalogue.tree)
                 log_q = self._with_codes(log_q, self.codes_share * codes, catalogue)
-            parts.append(log_q.cpu().numpy())
-        return np.concatenate(parts)
+            scores[rows] = log_q.cpu().numpy()
+        return scores
 
     @torch.inference_mode()
     def recommend(
@@ -279,8 +279,8 @@ class GenerativeRecommender:
         item_ids = histories.item_ids
         model, catalogue = self._ready(where, item_ids)
         left_out = ~chosen_items(where, item_ids if items is None else items, item_ids)
-        lists = [np.empty((0, k), np.int64)]
-        for part in split_users(histories, _USERS):
+        lists = np.empty((len(histories), k), np.int64)
+        for rows, part in split_users(histories, _USERS):
             contexts, log_q = self._contexts_and_log_q(model, part, catalogue)
             log_q[:, left_out] = -torch.inf
             if mask_seen:
@@ -293,8 +293,8 @@ class GenerativeRecommender:
                         model.transformer, contexts, catalogue.table, best, share=share, beams=beams
                     )
                 log_q = self._with_codes(log_q, codes, catalogue)
-            lists.append(best_items(log_q.cpu().numpy(), k))
-        return np.concatenate(lists)
+            lists[rows] = best_items(log_q.cpu().numpy(), k)
+        return lists
 
     def new_items(self, item_ids: NDArray) -> NDArray[np.bool_]:
         """Return which of item_ids (N,) training has not met, shape (N,)."""
@@ -390,11 +390,8 @@ class GenerativeRecommender:
         """NDCG@10 of log q."""
         model, catalogue = self._ready(f"{_CLASS}.fit", split.histories.item_ids)
         gains = []
-        for start in range(0, len(split.targets), 256):
-            users = slice(start, start + 256)
-            part = split.histories.take(users)
+        for rows, part in split_users(split.histories, _USERS):
             _, logits = self._item_logits(model, part, catalogue)
-            gains.append(
-                ranks_in_scores(logits.cpu().numpy(), split.targets[users], part).gains(10)
-            )
+            ranks = ranks_in_scores(logits.cpu().numpy(), split.targets[rows], part)
+            gains.append(ranks.gains(10))
         return float(np.concatenate(gains).mean())

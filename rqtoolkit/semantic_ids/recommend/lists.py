@@ -12,10 +12,15 @@ from rqtoolkit.semantic_ids.recommend.sequences import Sequences
 __all__ = ["best_items", "chosen_items", "split_users"]
 
 
-def split_users(histories: Sequences, count: int) -> Iterator[Sequences]:
-    """Yield the histories of `count` users at a time."""
-    for start in range(0, len(histories), count):
-        yield histories.take(slice(start, start + count))
+def split_users(histories: Sequences, count: int) -> Iterator[tuple[NDArray[np.int64], Sequences]]:
+    """Yield `count` users at a time, their rows and histories, shortest first.
+
+    Few then share a batch with a much longer one, which they would be padded to.
+    """
+    order = np.argsort(histories.lengths, kind="stable")
+    for start in range(0, len(order), count):
+        rows = order[start : start + count]
+        yield rows, histories.take(rows)
 
 
 def chosen_items(where: str, items: ArrayLike, item_ids: NDArray) -> NDArray[np.bool_]:
