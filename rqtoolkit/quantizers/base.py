@@ -28,6 +28,7 @@ class Quantizer(nn.Module, ABC):
         codebook_sizes: Entries of each code's table, one number for each code of a vector.
         channels_first: Whether vectors are (B, dim, ...) in place of (..., dim).
         beam: Prefixes that `encode` keeps unless told otherwise.
+        depth_dropout: Chance that a sample uses only some of the levels in training mode.
         frozen: Whether `freeze` was called.
     """
 
@@ -38,6 +39,7 @@ class Quantizer(nn.Module, ABC):
     codebook_sizes: tuple[int, ...]
     channels_first: bool = False
     beam: int = 1
+    depth_dropout: float = 0.0
     frozen: bool = False
 
     @abstractmethod

@@ -16,6 +16,7 @@ from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.artifact import check_tensors
 from rqtoolkit.quantizers import checks, faiss_bridge
 from rqtoolkit.quantizers.base import Quantizer
+from rqtoolkit.quantizers.depth_dropout import depths_to_use
 from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 from rqtoolkit.quantizers.rotations import balanced_rotation, procrustes, random_rotation
@@ -47,8 +48,8 @@ class GroupedResidualQuantizer(Quantizer):
             and "opq" are found by `fit`; until then nothing is turned.
         channels_first: Inputs are (B, dim, ...) in place of (..., dim). Codes stay last.
         beam: Prefixes that `encode` keeps in each group unless told otherwise; `fit` sets it.
-        online: How the groups' `ResidualQuantizer`s learn in training mode: `update`, `decay`,
-            `restart_threshold`, `kmeans_init`, `shared_codebook`.
+        online: How the groups' `ResidualQuantizer`s quantize and learn in a network: any of its
+            other arguments. What `depth_dropout` draws for a sample, all groups use.
 
     Example:
         >>> quantizer = GroupedResidualQuantizer(dim=8, depth=3, codebook_size=16, groups=2)
@@ -95,44 +96,65 @@ class GroupedResidualQuantizer(Quantizer):
         self.dim, self.depth, self.groups = dim, depth, groups
         self.codebook_size = list(sizes) if isinstance(codebook_size, Sequence) else sizes[0]
         self.codebook_sizes = tuple(size for size in sizes for _ in range(groups))
-        self.rotation, self.channels_first, self.beam = rotation, channels_first, beam
-        self.online = online
+        self.rotation, self.channels_first, self.online = rotation, channels_first, online
         self.parts = nn.ModuleList(
             ResidualQuantizer(dim // groups, depth, codebook_size, beam=beam, **online)
             for _ in range(groups)
         )
+        self.depth_dropout = self._quantizers()[0].depth_dropout
         axes = torch.empty(0)
         if rotation is not None:
             axes = random_rotation(dim) if rotation == "random" else torch.eye(dim)
         self.register_buffer("axes", axes)
 
-    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> QuantizerOutput:
-        """Quantize greedily; in training mode, let every group's codebooks learn from x.
+    @property
+    def beam(self) -> int:  # type: ignore[override]
+        """Prefixes that `encode` keeps in each group unless told otherwise."""
+        return self._quantizers()[0].beam
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        depth: int | Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> QuantizerOutput:
+        """Quantize; in training mode, also let every group's codebooks learn from x.
 
         Args:
             x: Vectors, shape (..., dim), or (B, dim, ...) with channels_first; floating point.
+            mask: As for `ResidualQuantizer`.
+            depth: As for `ResidualQuantizer`, of each group.
             generator: As for `ResidualQuantizer`.
 
         Returns:
-            Quantized vectors, codes, losses (means over the groups) and statistics.
+            Quantized vectors, codes, losses (means over the groups) and statistics (distortion is
+            of whole vectors).
 
         Raises:
-            ShapeError: If x does not have dim channels.
+            ShapeError: If x does not have dim channels, or mask or depth do not fit it.
+            ConfigError: If depth is out of range.
         """
         flat, shape = self._flatten(x, "forward")
+        real = checks.real_rows(mask, shape, self._name("forward"))
+        depths = depths_to_use(self, shape, depth, generator, x.device)
         with torch.autocast(x.device.type, enabled=False):
             outs = [
-                part(piece, generator=generator)
-                for part, piece in zip(self.parts, self._cut(flat), strict=True)
+                part(piece, real, depth=depths, generator=generator)
+                for part, piece in zip(self._quantizers(), self._cut(flat), strict=True)
             ]
             quantized = self._turned_back(torch.cat([out.quantized for out in outs], dim=1))
         codes = _interleave([out.codes for out in outs])
+        if depth is not None and not isinstance(depth, Tensor):
+            codes = codes[:, : depth * self.groups]
         return QuantizerOutput(
             quantized=self._restore(quantized, shape).to(x.dtype),
             codes=codes.reshape(*shape, codes.shape[1]),
             commitment_loss=torch.stack([out.commitment_loss for out in outs]).mean(),
             codebook_loss=torch.stack([out.codebook_loss for out in outs]).mean(),
-            stats=CodeStats(codes, self.codebook_sizes),
+            stats=self._joint_stats(codes, [out.stats for out in outs]),
+            depths=None if depths is None else depths.reshape(shape),
         )
 
     @torch.no_grad()
@@ -218,7 +240,6 @@ class GroupedResidualQuantizer(Quantizer):
                 progress=_named(progress, f"group {group + 1} of {self.groups}: "),
                 **settings,
             )
-        self.beam = beam
         return self
 
     def freeze(self) -> "GroupedResidualQuantizer":
@@ -264,6 +285,13 @@ class GroupedResidualQuantizer(Quantizer):
         """Turn vectors (N, dim) and return the part of each group."""
         turned = flat @ self.axes.T if self.axes.numel() else flat
         return turned.split(self.dim // self.groups, dim=1)
+
+    def _joint_stats(self, codes: Tensor, own: Sequence[CodeStats]) -> CodeStats:
+        """Return the statistics of whole vectors, from those of each group."""
+        errors = torch.stack([stats.errors for stats in own if stats.errors is not None]).sum(dim=0)
+        lives = [stats.life for stats in own if stats.life is not None]
+        life = torch.stack(lives, dim=1).flatten(0, 1) if lives else None  # in the codes' order
+        return CodeStats(codes, self.codebook_sizes, errors, life)
 
     def _turned_back(self, vectors: Tensor) -> Tensor:
         return vectors @ self.axes if self.axes.numel() else vectors

@@ -1,6 +1,5 @@
 """What happens in `ResidualQuantizer.forward`: the pass through the levels, and what they learn."""
 
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from rqtoolkit.functional.assign import chunk_slices
 from rqtoolkit.functional.encoding import encode_vectors
 from rqtoolkit.functional.gradient import rotation_trick, straight_through
-from rqtoolkit.quantizers import checks
+from rqtoolkit.quantizers.depth_dropout import levels_in_use
 from rqtoolkit.quantizers.levels import (
     Choose,
     LevelPass,
@@ -23,7 +22,7 @@ from rqtoolkit.quantizers.projections import quantize_projected_levels
 if TYPE_CHECKING:
     from rqtoolkit.quantizers.residual import ResidualQuantizer
 
-__all__ = ["draw_depths", "greedy_codes", "is_plain", "quantize"]
+__all__ = ["greedy_codes", "is_plain", "quantize"]
 
 _ESTIMATORS = {"straight_through": straight_through, "rotation": rotation_trick}
 
@@ -31,37 +30,6 @@ _ESTIMATORS = {"straight_through": straight_through, "rotation": rotation_trick}
 def is_plain(quantizer: "ResidualQuantizer") -> bool:
     """Whether a level takes the codeword nearest to the vector itself."""
     return quantizer.projections is None and quantizer.similarity == "euclidean"
-
-
-def draw_depths(
-    quantizer: "ResidualQuantizer",
-    shape: torch.Size,
-    depth: int | None,
-    generator: torch.Generator | None,
-    device: torch.device,
-) -> Tensor | None:
-    """Return how many levels each of N vectors uses, shape (N,), or None where all use all.
-
-    Args:
-        quantizer: Whose `depth_dropout` it is.
-        shape: Shape of the codes without their last axis.
-        depth: Levels to use for all; drawn when None.
-        generator: Source of the draws, on the device.
-        device: Where the vectors are.
-
-    Raises:
-        ConfigError: If depth is out of range.
-    """
-    if depth is not None:
-        checks.check_depth(quantizer._name("forward"), depth, quantizer.depth)
-        return torch.full((prod(shape),), depth, device=device)
-    if not (quantizer.training and quantizer.depth_dropout > 0):
-        return None
-    samples = shape[:1]
-    drops = torch.rand(samples, generator=generator, device=device) < quantizer.depth_dropout
-    drawn = torch.randint(1, quantizer.depth + 1, samples, generator=generator, device=device)
-    depths = torch.where(drops, drawn, quantizer.depth)
-    return depths.reshape(*samples, *[1] * len(shape[1:])).expand(shape).reshape(-1)
 
 
 def quantize(
@@ -86,7 +54,7 @@ def quantize(
     Returns:
         What the levels gave, `quantized` with the estimator's gradient.
     """
-    in_use = _levels_in_use(real, depths, quantizer.depth)
+    in_use = levels_in_use(real, depths, quantizer.depth)
     learns = learning and (quantizer.state.is_initialized or not quantizer.kmeans_init)
     weights = x.new_ones(len(x)) if real is None else real.float()
     if learns:
@@ -138,11 +106,3 @@ def _run_levels(
         return quantize_levels(x, tables, choose, **options)
     estimator = _ESTIMATORS[quantizer.estimator]
     return quantize_projected_levels(x, tables, quantizer.projections, choose, estimator, **options)
-
-
-def _levels_in_use(real: Tensor | None, depths: Tensor | None, depth: int) -> Tensor | None:
-    """Return which levels count for which vectors, (N, depth), 0 or 1, or None where all do."""
-    if depths is not None:
-        in_use = torch.arange(depth, device=depths.device) < depths[:, None]
-        return (in_use if real is None else in_use & real[:, None]).float()
-    return None if real is None else real[:, None].expand(-1, depth).float()

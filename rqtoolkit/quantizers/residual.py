@@ -20,7 +20,8 @@ from rqtoolkit.io.artifact import check_tensors
 from rqtoolkit.quantizers import checks, faiss_bridge, matrix_fitting, soft_encoding
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.codebook import CodebookTables
-from rqtoolkit.quantizers.online import draw_depths, greedy_codes, is_plain, quantize
+from rqtoolkit.quantizers.depth_dropout import depths_to_use
+from rqtoolkit.quantizers.online import greedy_codes, is_plain, quantize
 from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput
 from rqtoolkit.quantizers.projections import LevelProjections
 
@@ -199,7 +200,7 @@ class ResidualQuantizer(Quantizer):
         x: Tensor,
         mask: Tensor | None = None,
         *,
-        depth: int | None = None,
+        depth: int | Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> QuantizerOutput:
         """Quantize; in training mode, also let the codebooks learn from x.
@@ -209,7 +210,8 @@ class ResidualQuantizer(Quantizer):
                 Rows with NaN or infinite values teach the codebooks nothing.
             mask: True for vectors, False for padding, bool, shape of the codes without their last
                 axis. Padding is quantized to 0 with codes of -1, and changes nothing for the rest.
-            depth: Levels to use, for all vectors; all, or what `depth_dropout` draws, when None.
+            depth: Levels to use, for all vectors or, in the shape of mask, for each of them; all,
+                or what `depth_dropout` draws, when None.
             generator: Source of chance, on the device of x: of the k-means start, the restarts and
                 what is drawn while training; torch's default generator when None.
 
@@ -217,7 +219,7 @@ class ResidualQuantizer(Quantizer):
             Quantized vectors, codes, losses and statistics.
 
         Raises:
-            ShapeError: If x does not have dim channels, or mask does not fit it.
+            ShapeError: If x does not have dim channels, or mask or depth do not fit it.
             ConfigError: If depth is out of range.
         """
         flat, shape = self._flatten(x, "forward")
@@ -229,10 +231,10 @@ class ResidualQuantizer(Quantizer):
             if learning and self.kmeans_init and not self.state.is_initialized:
                 seen = flat.detach() if real is None else flat.detach()[real]
                 self.state.start(seen, self.depth, generator, self.projections)
-            depths = draw_depths(self, shape, depth, generator, x.device)
+            depths = depths_to_use(self, shape, depth, generator, x.device)
             done = quantize(self, flat, real, depths, learning=learning, generator=generator)
         codes = done.codes if real is None else done.codes.masked_fill(~real[:, None], -1)
-        codes = codes if depth is None else codes[:, :depth]
+        codes = codes if depth is None or isinstance(depth, Tensor) else codes[:, :depth]
         return QuantizerOutput(
             quantized=self._restore(done.quantized, shape).to(x.dtype),
             codes=codes.reshape(*shape, codes.shape[1]),
