@@ -18,6 +18,7 @@ from torch import Tensor
 from rqtoolkit.functional.arguments import check_count
 from rqtoolkit.functional.assign import (
     DEFAULT_MAX_BYTES,
+    beam_codes,
     beam_prefixes,
     beam_widths,
     chunk_slices,
@@ -71,7 +72,10 @@ def encode_vectors(
     Raises:
         ConfigError: If beam or threads is not a whole number of at least 1.
     """
-    widths = beam_widths(_sizes(tables), check_count("encode_vectors", "beam", beam))
+    check_count("encode_vectors", "beam", beam)
+    if torch.compiler.is_compiling():  # a graph has no place for kernels that others compiled
+        return beam_codes(x, tables, beam, penalties=penalties, max_bytes=max_bytes)
+    widths = beam_widths(_sizes(tables), beam)
     widths[-1:] = [1]
     return _encode(x, tables, widths, penalties, products, max_bytes, threads)[:, 0]
 

@@ -165,6 +165,7 @@ def _products_fit(x: Tensor, tables: Sequence[Tensor], max_bytes: int) -> bool:
     return x.dtype == torch.float32 and needed <= PRODUCTS_SHARE * max_bytes
 
 
+@torch.compiler.disable
 def _refine_by_products(
     x: Tensor,
     start: Tensor | int,
@@ -230,6 +231,7 @@ def _refine_compiled(
     cpu_refinement.refine(dots.numpy(), *tensors, *layout, draws.numpy(), rounds, codes.numpy())
 
 
+@torch.compiler.disable
 def _refine_by_residuals(
     x: Tensor,
     codes: Tensor,

@@ -65,14 +65,13 @@ def draw_rows(
         pools = [[matrix.new_zeros(1, matrix.shape[1]) for matrix in pool] for pool in pools]
         weights = weights.new_zeros(1)
     places = weights.long().cumsum(dim=0)  # of each row among those that count, from 1
-    first, total = _place_in_order(places[-1])
-    uniform = torch.rand(
-        len(pools), count, generator=generator, dtype=torch.float64, device=weights.device
-    )
-    broadcast_from_first(uniform)
+    uniform = torch.rand(len(pools), count, generator=generator, device=weights.device)
+    shares, uniform = _agree(places[-1], uniform)
+    first, total = shares[: _rank()].sum(), shares.sum()
     drawn = []
     for pool, chance in zip(pools, uniform, strict=True):
-        ranked = (chance * (len(pool) * total)).long()  # matrix after matrix
+        rows_in_all = len(pool) * total  # matrix after matrix; products may round up to this
+        ranked = torch.minimum((chance * rows_in_all).long(), (rows_in_all - 1).clamp_min(0))
         matrix, place = ranked // total.clamp_min(1), ranked % total.clamp_min(1) - first
         own = (place >= 0) & (place < places[-1])
         rows = torch.searchsorted(places, place, right=True).clamp(max=len(places) - 1)
@@ -84,16 +83,31 @@ def draw_rows(
     return torch.where(total > 0, result, torch.nan)
 
 
-def _place_in_order(own: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of a number (scalar) over the processes before this one, and over all."""
+def _agree(own: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a whole number of each process, and what the first process drew, in one exchange.
+
+    Args:
+        own: This process's number, scalar, at most 2^24, which float32 holds.
+        chance: What this process drew, float32.
+
+    Returns:
+        Numbers, shape (processes,), int64, and the first process's draws.
+    """
     if not _several():
-        return torch.zeros_like(own), own
-    counts = torch.cat(_gather(own[None]))
-    return counts[: dist.get_rank()].sum(), counts.sum()
+        return own[None], chance
+    numbers = chance.new_zeros(dist.get_world_size())
+    numbers[_rank()] = own
+    draws = chance if _rank() == 0 else torch.zeros_like(chance)
+    sum_over_ranks(numbers, draws)
+    return numbers.long(), draws
 
 
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _several() else 0
 
 
 def _gather(tensor: Tensor) -> list[Tensor]:
