@@ -29,7 +29,8 @@ def rotation_trick(x: Tensor, quantized: Tensor) -> Tensor:
     With e and q the directions of x and its quantized value, R the rotation in their plane that
     takes e to q, and λ the ratio of their norms, the gradient is that of x ↦ λ R x, R and λ held
     fixed: angles between gradients and vectors stay what they are at the quantized value. Where
-    there is no such rotation (either is 0, or they are opposite), it is the identity.
+    there is no such rotation (either is 0, x beside the quantized value too, or they are opposite),
+    it is the identity.
 
     Args:
         x: What was quantized, shape (..., dim).
@@ -44,13 +45,14 @@ def rotation_trick(x: Tensor, quantized: Tensor) -> Tensor:
     tiny = torch.finfo(x.dtype).tiny
     e, q = fixed / norm.clamp_min(tiny), quantized / quantized_norm.clamp_min(tiny)
     middle, middle_norm = e + q, _norm(e + q)
-    # Closer to opposite than this, the middle is made of rounding.
-    turns = (
-        (norm > tiny) & (quantized_norm > tiny) & (middle_norm > torch.finfo(x.dtype).eps ** 0.5)
-    )
+    eps = torch.finfo(x.dtype).eps
+    # Closer to opposite than √eps, the middle is made of rounding.
+    turns = (norm > eps * quantized_norm) & (quantized_norm > tiny) & (middle_norm > eps**0.5)
     middle = middle / middle_norm.clamp_min(tiny)
     turned = x - 2 * middle * _dot(middle, x) + 2 * q * _dot(e, x)
-    estimate = torch.where(turns, turned * (quantized_norm / norm.clamp_min(tiny)), x)
+    # A ratio that is not used must be finite all the same: 0 · inf in the backward pass is NaN.
+    ratio = torch.where(turns, quantized_norm, 0) / norm.clamp_min(tiny)
+    estimate = torch.where(turns, turned * ratio, x)
     return quantized + (estimate - estimate.detach())
 
 

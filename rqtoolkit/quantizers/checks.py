@@ -23,6 +23,7 @@ __all__ = [
     "check_depth",
     "check_finite",
     "check_fit",
+    "check_plain",
     "check_settings",
     "check_vectors",
     "given_tables",
@@ -103,12 +104,31 @@ def check_settings(
             f"{where}: tau={tau} draws codes, forward_beam={forward_beam} searches for the best. "
             "Leave one of them out."
         )
+    if similarity == "cosine" and forward_beam > 1:
+        raise ConfigError(
+            f"{where}: forward_beam={forward_beam} searches for the least squared error, "
+            "similarity='cosine' chooses by direction. Leave one of them out."
+        )
     others = (similarity, codebook_dim, tau, forward_beam)
     if update == "paper" and others != ("euclidean", None, 0, 1):
         raise ConfigError(
             f"{where}: update='paper' goes with similarity='euclidean', codebook_dim=None, tau=0 "
             f"and forward_beam=1; got {similarity!r}, {codebook_dim}, {tau} and {forward_beam}. "
             "Choose update='ema' for the others."
+        )
+
+
+def check_plain(where: str, similarity: str, codebook_dim: int | None) -> None:
+    """Refuse a quantizer whose levels do not choose the codeword nearest to the vector itself.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    if (similarity, codebook_dim) != ("euclidean", None):
+        raise ConfigError(
+            f"{where}: goes by distances between vectors and codewords, by which this quantizer "
+            f"does not choose; got similarity={similarity!r} and codebook_dim={codebook_dim}. "
+            "Train it in a network, or make one with similarity='euclidean' and codebook_dim=None."
         )
 
 
@@ -309,10 +329,12 @@ def check_codes(codes: Tensor, codebook_sizes: Sequence[int], where: str) -> Ten
     if not torch.compiler.is_compiling():
         sizes = torch.tensor(codebook_sizes[:given], device=flat.device)
         if bool(((flat < 0) | (flat >= sizes)).any()):
+            lowest = int(flat.min())
+            padding = " Codes of -1 are padding: pass codes[mask]." if lowest == -1 else ""
             raise DataError(
                 f"{where}: codes have to be in [0, codebook_size) with "
-                f"codebook_sizes={tuple(codebook_sizes)}; got codes from {int(flat.min())} to "
-                f"{int(flat.max())}. Load the quantizer that made them."
+                f"codebook_sizes={tuple(codebook_sizes)}; got codes from {lowest} to "
+                f"{int(flat.max())}.{padding or ' Load the quantizer that made them.'}"
             )
     return flat
 

@@ -13,7 +13,13 @@ from rqtoolkit.quantizers.fitting import kmeans_tables, sampled_tables
 from rqtoolkit.quantizers.precision import exact_values
 from rqtoolkit.quantizers.projections import LevelProjections
 from rqtoolkit.quantizers.synchronisation import broadcast_from_first, gather_rows
-from rqtoolkit.quantizers.updates import batch_statistics, dead_count, move_averages, revive
+from rqtoolkit.quantizers.updates import (
+    batch_statistics,
+    dead_limit,
+    move_averages,
+    revive,
+    usable_rows,
+)
 
 __all__ = ["CodebookTables"]
 
@@ -83,7 +89,19 @@ class CodebookTables(nn.Module):
         self.register_buffer("stored_beam", torch.tensor(beam))
         self._kept: tuple[Any, Any, CodebookProducts] | None = None
         # These mirror buffers, so that nothing waits for a device.
-        self.is_initialized, self.beam = False, beam
+        self._started, self.beam = False, beam
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the tables have had their start; nothing waits for a device once they have."""
+        if not self._started:
+            self._look_whether_started()
+        return self._started
+
+    @torch.compiler.disable
+    def _look_whether_started(self) -> None:
+        # Somebody else may have written the buffer: DistributedDataParallel, for one.
+        self._started = bool(self.initialized)
 
     def levels(self, depth: int) -> list[Tensor]:
         """Return the table (K_d, dim) of each of the first `depth` levels, without padding."""
@@ -95,8 +113,11 @@ class CodebookTables(nn.Module):
         Args:
             depth: Levels.
             both_ways: As refinement needs them.
-            max_bytes: Of all that encoding may take; None is returned where it does not suffice.
+            max_bytes: Of all that encoding may take; None is returned where it does not suffice,
+                and where a compiler is tracing.
         """
+        if torch.compiler.is_compiling():
+            return None
         levels = [table.detach() for table in self.levels(depth)]
         sizes = [len(table) for table in levels]
         if product_bytes(sizes, both_ways=both_ways) > PRODUCTS_SHARE * max_bytes:
@@ -153,19 +174,18 @@ class CodebookTables(nn.Module):
             self.sums.copy_(self.tables * self.counts[..., None])
         self.gathered = self.gathered[:0].clone()
         self.initialized.fill_(True)
-        self.is_initialized = True
+        self._started = True
 
-    def life(self) -> Tensor | None:
-        """Return the counts in units of that of a dead entry, (T, K), NaN in padding.
+    def dead_entries(self) -> Tensor | None:
+        """Return how many entries of each table are dead, shape (T,), int64.
 
         None where entries do not restart, or not by a threshold relative to the mean.
         """
         if self.restart_threshold == 0 or self.sums is not None:
             return None
-        rows = torch.arange(self.counts.shape[1], device=self.counts.device)
-        padding = rows >= torch.tensor(self.codebook_sizes, device=rows.device)[:, None]
-        counts = self.counts.masked_fill(padding, torch.nan)
-        return counts / dead_count(counts, self.restart_threshold)
+        own = [self.counts[table, :size] for table, size in enumerate(self.codebook_sizes)]
+        dead = [(counts < dead_limit(counts, self.restart_threshold)).sum() for counts in own]
+        return torch.stack(dead)
 
     @torch.no_grad()
     def start(
@@ -180,12 +200,13 @@ class CodebookTables(nn.Module):
         Until then, vectors that were seen stand in as codewords.
 
         Args:
-            x: Vectors of one batch, shape (N, dim); those that are not finite are left out.
+            x: Vectors of one batch, shape (N, dim); those that are not finite, or huge,
+                are left out.
             depth: Levels.
             generator: Source of chance, on the device of x.
             projections: Into the spaces of the codes, where there are any.
         """
-        vectors = gather_rows(x[x.isfinite().all(dim=1)])
+        vectors = gather_rows(x[usable_rows(x)])
         self.gathered = torch.cat([self.gathered, vectors])
         if not len(self.gathered):
             return
@@ -207,7 +228,7 @@ class CodebookTables(nn.Module):
         codes: Tensor,
         weights: Tensor,
         generator: torch.Generator | None,
-    ) -> None:
+    ) -> Tensor | None:
         """Move counts and (under EMA) codewords towards one batch, then revive dead entries.
 
         Args:
@@ -215,20 +236,24 @@ class CodebookTables(nn.Module):
             codes: Shape (N, depth).
             weights: Shape (N,): 1 for vectors that count, 0 for those that do not.
             generator: Source of chance for the restarts.
+
+        Returns:
+            How many entries of each table were dead, shape (T,), int64; None without restarts.
         """
         batch = batch_statistics(inputs, codes, weights, self.tables.detach())
         moving = None if self.learnable else self.tables
         move_averages(moving, self.counts, batch, decay=self.decay)
-        if self.restart_threshold > 0:
-            revive(
-                self.tables,
-                self.counts,
-                self.codebook_sizes,
-                inputs,
-                weights,
-                threshold=self.restart_threshold,
-                generator=generator,
-            )
+        if self.restart_threshold == 0:
+            return None
+        return revive(
+            self.tables,
+            self.counts,
+            self.codebook_sizes,
+            inputs,
+            weights,
+            threshold=self.restart_threshold,
+            generator=generator,
+        )
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CodebookTables":
         """Follow the parent to another device, never to another precision."""
@@ -251,4 +276,4 @@ class CodebookTables(nn.Module):
         # States put together from elsewhere say nothing of how to encode.
         state_dict.setdefault(prefix + "stored_beam", torch.tensor(self.beam))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.is_initialized, self.beam = bool(self.initialized), int(self.stored_beam)
+        self._started, self.beam = bool(self.initialized), int(self.stored_beam)

@@ -37,11 +37,12 @@ def to_faiss(
 
     Its codes are those of `pack_codes` bit for bit (an inverted file's `sa_encode` puts the number
     of the list before them), and `index.sa_decode` is `decode`. Vectors are encoded here, with the
-    quantizer's beam and penalties; what `index.add` encodes later, faiss encodes, with that beam
-    and no penalties. A group's codewords become vectors that are 0 elsewhere (turned back, where
-    there is a rotation, so that decoding is equal to rounding). For more vectors than memory
-    holds, add codes chunk by chunk with `rqtoolkit.io.faiss_index.add_codes`; `write_index` there
-    writes a file.
+    quantizer's beam and penalties; what `index.add` encodes later, faiss encodes for the least
+    squared error, with that beam and no penalties, nor what `similarity="cosine"` or
+    `codebook_dim` would choose. A group's codewords become vectors that are 0 elsewhere (turned
+    back, where there is a rotation, so that decoding is equal to rounding). For more vectors than
+    memory holds, add codes chunk by chunk with `rqtoolkit.io.faiss_index.add_codes`; `write_index`
+    there writes a file.
 
     Args:
         quantizer: The quantizer; every codebook size a power of two.

@@ -289,9 +289,9 @@ class GroupedResidualQuantizer(Quantizer):
     def _joint_stats(self, codes: Tensor, own: Sequence[CodeStats]) -> CodeStats:
         """Return the statistics of whole vectors, from those of each group."""
         errors = torch.stack([stats.errors for stats in own if stats.errors is not None]).sum(dim=0)
-        lives = [stats.life for stats in own if stats.life is not None]
-        life = torch.stack(lives, dim=1).flatten(0, 1) if lives else None  # in the codes' order
-        return CodeStats(codes, self.codebook_sizes, errors, life)
+        dead = [stats.dead_entries for stats in own if stats.dead_entries is not None]
+        joint = torch.stack(dead, dim=1).flatten() if dead else None  # in the codes' order
+        return CodeStats(codes, self.codebook_sizes, errors, joint)
 
     def _turned_back(self, vectors: Tensor) -> Tensor:
         return vectors @ self.axes if self.axes.numel() else vectors

@@ -37,6 +37,8 @@ class LevelPass:
             gradient goes to the tables. 0 unless asked for.
         errors: Squared error after each level, summed over dim, averaged over the vectors that
             use it, shape (depth,).
+        dead: How many entries of each table the step found dead, shape (T,); None where nothing
+            was learnt, or nothing dies.
     """
 
     codes: Tensor
@@ -45,6 +47,7 @@ class LevelPass:
     commitment_loss: Tensor
     codebook_loss: Tensor
     errors: Tensor
+    dead: Tensor | None = None
 
 
 def choose_codes(
@@ -134,7 +137,7 @@ def quantize_levels(
 
 def counted_vectors(x: Tensor, in_use: Tensor | None, depth: int) -> Tensor:
     """Return how many vectors use each level, shape (depth,), float32."""
-    return x.new_full((depth,), len(x)) if in_use is None else in_use.sum(dim=0)
+    return x.new_full((depth,), x.shape[0]) if in_use is None else in_use.sum(dim=0)
 
 
 def _counted(values: Tensor, share: Tensor | None) -> Tensor:

@@ -65,7 +65,8 @@ def fit(
     Raises:
         ShapeError: If X is not (N, dim).
         DataError: If X is not numeric or finite, or has too few rows.
-        ConfigError: If a number is out of range.
+        ConfigError: If a number is out of range, or the quantizer is frozen or does not choose
+            the nearest codeword (similarity="cosine", codebook_dim).
         MissingDependencyError: If faiss is not installed.
     """
     checks.check_fit(
@@ -80,6 +81,7 @@ def fit(
         most_bits=sum(log2(size) for size in quantizer.codebook_sizes),
         time_budget=time_budget,
     )
+    checks.check_plain(quantizer._name("fit"), quantizer.similarity, quantizer.codebook_dim)
     if max_rows is None:
         max_rows = _ROWS_PER_CODE * max(quantizer.codebook_sizes)
     sizes = quantizer.state.codebook_sizes

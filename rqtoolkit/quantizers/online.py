@@ -18,6 +18,7 @@ from rqtoolkit.quantizers.levels import (
 )
 from rqtoolkit.quantizers.paper_update import quantize_and_update
 from rqtoolkit.quantizers.projections import quantize_projected_levels
+from rqtoolkit.quantizers.updates import usable_rows
 
 if TYPE_CHECKING:
     from rqtoolkit.quantizers.residual import ResidualQuantizer
@@ -37,6 +38,7 @@ def quantize(
     x: Tensor,
     real: Tensor | None,
     depths: Tensor | None,
+    levels: int,
     *,
     learning: bool,
     generator: torch.Generator | None,
@@ -48,26 +50,25 @@ def quantize(
         x: Vectors, shape (N, dim), float32, 0 in padding.
         real: False for padding, shape (N,); None without any.
         depths: Levels that each vector uses, shape (N,); None for all.
+        levels: Levels to compute; all where the codebooks learn.
         learning: Whether the codebooks learn.
         generator: Source of chance.
 
     Returns:
         What the levels gave, `quantized` with the estimator's gradient.
     """
-    in_use = levels_in_use(real, depths, quantizer.depth)
-    learns = learning and (quantizer.state.is_initialized or not quantizer.kmeans_init)
-    weights = x.new_ones(len(x)) if real is None else real.float()
+    in_use = levels_in_use(real, depths, levels)
+    learns = learning and (not quantizer.kmeans_init or quantizer.state.is_initialized)
+    weights = x.new_ones(x.shape[0]) if real is None else real.float()
     if learns:
-        weights = weights * x.detach().isfinite().all(dim=1)
+        weights = weights * usable_rows(x.detach())
     if learns and quantizer.update == "paper":
-        done = quantize_and_update(
-            quantizer.state, x, quantizer.depth, weights, generator, in_use=in_use
-        )
+        done = quantize_and_update(quantizer.state, x, levels, weights, generator, in_use=in_use)
     else:
-        choose = _choose(quantizer, x, learning, generator)
-        done = _run_levels(quantizer, x, choose, quantizer.depth, in_use)
+        choose = _choose(quantizer, x, levels, generator)
+        done = _run_levels(quantizer, x, choose, levels, in_use)
         if learns:
-            quantizer.state.update(done.inputs, done.codes, weights, generator)
+            done.dead = quantizer.state.update(done.inputs, done.codes, weights, generator)
     if quantizer.projections is None and x.requires_grad:
         estimate = _ESTIMATORS[quantizer.estimator](x, done.quantized)
         done.quantized = estimate if real is None else estimate * real[:, None]
@@ -76,21 +77,21 @@ def quantize(
 
 def greedy_codes(quantizer: "ResidualQuantizer", x: Tensor, depth: int, max_bytes: int) -> Tensor:
     """Encode vectors (N, dim) by the rule of `forward`, (N, depth), a chunk at a time."""
-    codes = torch.empty(len(x), depth, dtype=torch.int64, device=x.device)
+    codes = torch.empty(x.shape[0], depth, dtype=torch.int64, device=x.device)
     choose = choose_codes(similarity=quantizer.similarity)
-    for rows in chunk_slices(len(x), 16 * x.shape[1] * x.element_size(), max_bytes):
+    for rows in chunk_slices(x.shape[0], 16 * x.shape[1] * x.element_size(), max_bytes):
         codes[rows] = _run_levels(quantizer, x[rows], choose, depth, None).codes
     return codes
 
 
 def _choose(
-    quantizer: "ResidualQuantizer", x: Tensor, learning: bool, generator: torch.Generator | None
+    quantizer: "ResidualQuantizer", x: Tensor, depth: int, generator: torch.Generator | None
 ) -> Choose:
     """Return the rule by which codes of x are chosen."""
     if quantizer.forward_beam > 1:
-        levels = quantizer._levels(quantizer.depth)
+        levels = quantizer._levels(depth)
         return given_codes(encode_vectors(x.detach(), levels, beam=quantizer.forward_beam))
-    tau = quantizer.tau if learning else 0.0
+    tau = quantizer.tau if quantizer.training else 0.0
     return choose_codes(similarity=quantizer.similarity, tau=tau, generator=generator)
 
 

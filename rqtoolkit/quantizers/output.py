@@ -21,14 +21,14 @@ class CodeStats:
         codes: Shape (..., depth); rows of -1 are padding.
         codebook_sizes: Entries of each level, depth of them or more.
         errors: Squared error after each level, shape (depth,).
-        life: Share of the count at which it is taken for dead that each entry of each table has,
-            shape (T, K); NaN beyond a table's size. None where entries never die.
+        dead_entries: How many entries of each table were found dead, shape (T,). None where
+            entries never die.
     """
 
     codes: Tensor
     codebook_sizes: Sequence[int]
     errors: Tensor | None = None
-    life: Tensor | None = None
+    dead_entries: Tensor | None = None
 
     @property
     def usage(self) -> list[float]:
@@ -47,8 +47,8 @@ class CodeStats:
 
     @property
     def dead(self) -> list[int]:
-        """Entries of each table that are due for a restart after this batch."""
-        return [] if self.life is None else (self.life < 1).sum(dim=1).tolist()
+        """Entries of each table found dead by this batch; in training they are restarted by now."""
+        return [] if self.dead_entries is None else self.dead_entries.tolist()
 
     def _of_codes(self, figure: Callable[[Tensor, Sequence[int]], list[float]]) -> list[float]:
         sizes = self.codebook_sizes[: self.codes.shape[-1]]
@@ -72,6 +72,8 @@ class QuantizerOutput:
         stats: Usage, perplexity, distortion and dead entries.
         depths: Levels that `quantized` uses of each vector, shape (...), int64, where some were
             dropped; codes are there for all levels.
+        entropy_loss: Scalar: entropy of soft codes of a vector minus that over the batch, of
+            `ResidualBinaryQuantizer`; None where nothing needs it.
     """
 
     quantized: Tensor
@@ -80,6 +82,7 @@ class QuantizerOutput:
     codebook_loss: Tensor
     stats: CodeStats
     depths: Tensor | None = None
+    entropy_loss: Tensor | None = None
 
 
 @dataclass(frozen=True)

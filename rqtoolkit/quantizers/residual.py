@@ -207,7 +207,7 @@ class ResidualQuantizer(Quantizer):
 
         Args:
             x: Vectors, shape (..., dim), or (B, dim, ...) with channels_first; floating point.
-                Rows with NaN or infinite values teach the codebooks nothing.
+                Rows with NaN, infinite or huge values (beyond 1e15) teach the codebooks nothing.
             mask: True for vectors, False for padding, bool, shape of the codes without their last
                 axis. Padding is quantized to 0 with codes of -1, and changes nothing for the rest.
             depth: Levels to use, for all vectors or, in the shape of mask, for each of them; all,
@@ -232,15 +232,20 @@ class ResidualQuantizer(Quantizer):
                 seen = flat.detach() if real is None else flat.detach()[real]
                 self.state.start(seen, self.depth, generator, self.projections)
             depths = depths_to_use(self, shape, depth, generator, x.device)
-            done = quantize(self, flat, real, depths, learning=learning, generator=generator)
-        codes = done.codes if real is None else done.codes.masked_fill(~real[:, None], -1)
-        codes = codes if depth is None or isinstance(depth, Tensor) else codes[:, :depth]
+            asked = self.depth if depth is None or isinstance(depth, Tensor) else depth
+            levels = self.depth if learning else asked  # what is not asked for learns all the same
+            done = quantize(
+                self, flat, real, depths, levels, learning=learning, generator=generator
+            )
+        codes = done.codes[:, :asked]
+        codes = codes if real is None else codes.masked_fill(~real[:, None], -1)
+        dead = self.state.dead_entries() if done.dead is None else done.dead
         return QuantizerOutput(
             quantized=self._restore(done.quantized, shape).to(x.dtype),
             codes=codes.reshape(*shape, codes.shape[1]),
             commitment_loss=done.commitment_loss,
             codebook_loss=done.codebook_loss,
-            stats=CodeStats(codes, self.codebook_sizes, done.errors, self.state.life()),
+            stats=CodeStats(codes, self.codebook_sizes, done.errors[:asked], dead),
             depths=None if depths is None else depths.reshape(shape),
         )
 

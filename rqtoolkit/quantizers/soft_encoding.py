@@ -48,7 +48,8 @@ def soft_codes(
 
     Raises:
         ShapeError: If x does not have dim channels.
-        ConfigError: If tau is not above 0.
+        ConfigError: If tau is not above 0, or the quantizer does not choose the nearest codeword
+            (similarity="cosine", codebook_dim).
 
     References:
         Lee et al., CVPR 2022, section 3.2.3 (soft labels and stochastic sampling).
@@ -82,6 +83,9 @@ def soft_targets(
     Returns:
         Codes (..., depth), and the soft targets with residuals (..., depth, dim).
     """
+    checks.check_plain(
+        quantizer._name("soft_targets"), quantizer.similarity, quantizer.codebook_dim
+    )
     flat, shape = quantizer._flatten(x, "soft_targets")
     tables = quantizer._levels(quantizer.depth)
     tau = checks.temperature(quantizer._name("soft_targets"), tau, tables, relative=relative)

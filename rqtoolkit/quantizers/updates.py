@@ -9,13 +9,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rqtoolkit.functional.arguments import LARGEST_VALUE
 from rqtoolkit.quantizers.synchronisation import draw_rows, sum_over_ranks
 
-__all__ = ["batch_statistics", "dead_count", "move_averages", "revive"]
+__all__ = ["batch_statistics", "dead_limit", "move_averages", "revive", "usable_rows"]
 
 # Revived entries start at this many times the threshold: time to prove themselves before the next
 # look, without outweighing what they collect.
 _REVIVED_COUNT = 3.0
+
+
+def usable_rows(x: Tensor) -> Tensor:
+    """Return which vectors (N, dim) codebooks can learn from: finite and not huge, bool (N,)."""
+    return (x.abs() <= LARGEST_VALUE).all(dim=1)  # nor is NaN
 
 
 def batch_statistics(
@@ -69,14 +75,14 @@ def move_averages(
     tables.add_(sums.addcmul_(chosen[..., None], tables, value=-1).mul_(share[..., None]))
 
 
-def dead_count(counts: Tensor, threshold: float) -> Tensor:
-    """Return the count under which an entry of each table is dead, shape (T, 1).
+def dead_limit(counts: Tensor, threshold: float) -> Tensor:
+    """Return the count under which an entry of a table is dead, a scalar.
 
     Args:
-        counts: Moving counts, shape (T, K); NaN is left out.
+        counts: Moving counts of one table, shape (K,).
         threshold: Share of the mean count, where that is under 1 / threshold; else of that.
     """
-    return threshold * counts.nanmean(dim=1, keepdim=True).clamp(max=1 / threshold)
+    return threshold * counts.mean().clamp(max=1 / threshold)
 
 
 def revive(
@@ -88,7 +94,7 @@ def revive(
     *,
     threshold: float,
     generator: torch.Generator | None,
-) -> None:
+) -> Tensor:
     """Put dead entries on vectors of this batch, with the count of a living entry, in place.
 
     Args:
@@ -100,12 +106,19 @@ def revive(
         threshold: An entry is dead when its count falls under this share of the mean count of its
             table (of 1 / threshold, where the mean is larger).
         generator: Source of chance.
+
+    Returns:
+        How many entries of each table were dead, shape (T,), int64.
     """
     pools = [[rows] for rows in inputs] if len(tables) > 1 else [list(inputs)]
     drawn = draw_rows(pools, weights, tables.shape[1], generator)
+    found = []
     for table, size in enumerate(codebook_sizes):
         own, pool = counts[table, :size], drawn[table, :size]
-        limit = dead_count(own[None], threshold).squeeze()
-        dead = (own < limit) & pool.isfinite().all(dim=1)
+        limit = dead_limit(own, threshold)
+        dead = own < limit
+        found.append(dead.sum())
+        dead = dead & pool.isfinite().all(dim=1)
         tables[table, :size] = torch.where(dead[:, None], pool, tables[table, :size].detach())
         counts[table, :size] = torch.where(dead, _REVIVED_COUNT * limit, own)
+    return torch.stack(found)
