@@ -12,7 +12,9 @@ if TYPE_CHECKING:
         GroupedResidualQuantizer,
         NeuralResidualQuantizer,
         ResidualAutoencoder,
+        ResidualBinaryQuantizer,
         ResidualQuantizer,
+        ResidualScalarQuantizer,
         load_quantizer,
     )
     from rqtoolkit.semantic_ids import SemanticIDs
@@ -23,8 +25,10 @@ __all__ = [
     "NeuralResidualQuantizer",
     "RQTransformer",
     "ResidualAutoencoder",
+    "ResidualBinaryQuantizer",
     "ResidualKMeans",
     "ResidualQuantizer",
+    "ResidualScalarQuantizer",
     "SemanticIDs",
     "__version__",
     "load_quantizer",
@@ -36,8 +40,10 @@ _HOMES = {
     "NeuralResidualQuantizer": "rqtoolkit.quantizers",
     "RQTransformer": "rqtoolkit.transformer",
     "ResidualAutoencoder": "rqtoolkit.quantizers",
+    "ResidualBinaryQuantizer": "rqtoolkit.quantizers",
     "ResidualKMeans": "rqtoolkit.estimators",
     "ResidualQuantizer": "rqtoolkit.quantizers",
+    "ResidualScalarQuantizer": "rqtoolkit.quantizers",
     "SemanticIDs": "rqtoolkit.semantic_ids",
     "load_quantizer": "rqtoolkit.quantizers",
 }

@@ -80,22 +80,11 @@ def code_counts(codes: ArrayLike, codebook_sizes: Sequence[int]) -> list[NDArray
         ShapeError: If the last axis is not as long as codebook_sizes, or there is no vector.
         DataError: If the codes are not integers or leave [0, codebook_size).
     """
-    table = _code_table(codes, "code_counts")
-    if table.shape[1] != len(codebook_sizes):
-        raise ShapeError(
-            f"code_counts: codes has depth {table.shape[1]} but codebook_sizes has "
-            f"{len(codebook_sizes)} levels; got shape {np.shape(codes)}."
-        )
-    counts = []
-    for level, size in enumerate(codebook_sizes):
-        column = table[:, level]
-        if column.max() >= size:
-            raise DataError(
-                f"code_counts: codes of level {level} have to be below codebook_size={size}; "
-                f"got {column.max()}."
-            )
-        counts.append(np.bincount(column.astype(np.int64), minlength=size))
-    return counts
+    columns = _code_columns(codes, codebook_sizes)
+    return [
+        np.bincount(column, minlength=size)
+        for column, size in zip(columns, codebook_sizes, strict=True)
+    ]
 
 
 def entropy_per_depth(codes: ArrayLike, codebook_sizes: Sequence[int]) -> list[float]:
@@ -103,7 +92,7 @@ def entropy_per_depth(codes: ArrayLike, codebook_sizes: Sequence[int]) -> list[f
 
     Args and errors as in `code_counts`.
     """
-    return [entropy_of_counts(counts) for counts in code_counts(codes, codebook_sizes)]
+    return [entropy_of_counts(counts) for counts in _counts_of_chosen(codes, codebook_sizes)]
 
 
 def perplexity(codes: ArrayLike, codebook_sizes: Sequence[int]) -> list[float]:
@@ -119,7 +108,8 @@ def usage(codes: ArrayLike, codebook_sizes: Sequence[int]) -> list[float]:
 
     Args and errors as in `code_counts`.
     """
-    return [float((counts > 0).mean()) for counts in code_counts(codes, codebook_sizes)]
+    chosen = _counts_of_chosen(codes, codebook_sizes)
+    return [len(counts) / size for counts, size in zip(chosen, codebook_sizes, strict=True)]
 
 
 def prefix_entropy(codes: ArrayLike) -> list[float]:
@@ -230,6 +220,34 @@ def _squared_error(x: NDArray, x_hat: NDArray) -> float:
     for rows in _row_slices(*x.shape):
         total += float(np.square(np.subtract(x[rows], x_hat[rows], dtype=np.float64)).sum())
     return total
+
+
+def _counts_of_chosen(codes: ArrayLike, codebook_sizes: Sequence[int]) -> list[NDArray[np.int64]]:
+    """Count the entries of each level that were chosen, however many there are besides."""
+    chosen = []
+    for column, size in zip(_code_columns(codes, codebook_sizes), codebook_sizes, strict=True):
+        if size <= max(len(column), _CHUNK_ELEMENTS):
+            counts = np.bincount(column)
+            chosen.append(counts[counts > 0])
+        else:
+            chosen.append(np.unique(column, return_counts=True)[1])
+    return chosen
+
+
+def _code_columns(codes: ArrayLike, codebook_sizes: Sequence[int]) -> list[NDArray[np.int64]]:
+    table = _code_table(codes, "code_counts")
+    if table.shape[1] != len(codebook_sizes):
+        raise ShapeError(
+            f"code_counts: codes has depth {table.shape[1]} but codebook_sizes has "
+            f"{len(codebook_sizes)} levels; got shape {np.shape(codes)}."
+        )
+    for level, size in enumerate(codebook_sizes):
+        if table[:, level].max() >= size:
+            raise DataError(
+                f"code_counts: codes of level {level} have to be below codebook_size={size}; "
+                f"got {table[:, level].max()}."
+            )
+    return list(table.T.astype(np.int64))
 
 
 def _code_table(codes: ArrayLike, where: str) -> NDArray:

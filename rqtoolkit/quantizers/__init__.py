@@ -2,11 +2,13 @@
 
 from rqtoolkit.quantizers.autoencoder import ResidualAutoencoder
 from rqtoolkit.quantizers.base import Quantizer
+from rqtoolkit.quantizers.binary import ResidualBinaryQuantizer
 from rqtoolkit.quantizers.grouped import GroupedResidualQuantizer
 from rqtoolkit.quantizers.loading import load_quantizer
 from rqtoolkit.quantizers.neural import NeuralResidualQuantizer
 from rqtoolkit.quantizers.output import CodeStats, QuantizerOutput, SoftCodes
 from rqtoolkit.quantizers.residual import ResidualQuantizer
+from rqtoolkit.quantizers.scalar import ResidualScalarQuantizer
 
 __all__ = [
     "CodeStats",
@@ -15,7 +17,9 @@ __all__ = [
     "Quantizer",
     "QuantizerOutput",
     "ResidualAutoencoder",
+    "ResidualBinaryQuantizer",
     "ResidualQuantizer",
+    "ResidualScalarQuantizer",
     "SoftCodes",
     "load_quantizer",
 ]

@@ -8,9 +8,11 @@ from rqtoolkit.errors import ArtifactError
 from rqtoolkit.io.artifact import artifact_class
 from rqtoolkit.quantizers.autoencoder import ResidualAutoencoder
 from rqtoolkit.quantizers.base import Quantizer
+from rqtoolkit.quantizers.binary import ResidualBinaryQuantizer
 from rqtoolkit.quantizers.grouped import GroupedResidualQuantizer
 from rqtoolkit.quantizers.neural import NeuralResidualQuantizer
 from rqtoolkit.quantizers.residual import ResidualQuantizer
+from rqtoolkit.quantizers.scalar import ResidualScalarQuantizer
 
 __all__ = ["load_quantizer", "quantizer_kind"]
 
@@ -21,6 +23,8 @@ _KINDS: dict[str, type[Quantizer]] = {
         GroupedResidualQuantizer,
         NeuralResidualQuantizer,
         ResidualAutoencoder,
+        ResidualScalarQuantizer,
+        ResidualBinaryQuantizer,
     )
 }
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from rqtoolkit.quantizers.levels import Choose, LevelPass, counted_vectors
 
-__all__ = ["LevelProjections", "quantize_projected_levels"]
+__all__ = ["LevelProjections", "linear_float32", "quantize_projected_levels"]
 
 
 class LevelProjections(nn.Module):
@@ -35,14 +35,15 @@ class LevelProjections(nn.Module):
 
     def into(self, x: Tensor, level: int) -> Tensor:
         """Project vectors (N, dim) into the space of a level's codes, (N, codebook_dim)."""
-        return _linear(x, self.down[level])
+        return linear_float32(x, self.down[level])
 
     def back(self, codewords: Tensor, level: int) -> Tensor:
         """Project codewords (N, codebook_dim) of a level back, (N, dim)."""
-        return _linear(codewords, self.up[level])
+        return linear_float32(codewords, self.up[level])
 
 
-def _linear(x: Tensor, layer: nn.Module) -> Tensor:
+def linear_float32(x: Tensor, layer: nn.Module) -> Tensor:
+    """Apply a linear layer in float32, whatever its parameters were cast to."""
     assert isinstance(layer, nn.Linear)
     return F.linear(x, layer.weight.float(), layer.bias.float())
 
