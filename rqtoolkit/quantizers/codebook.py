@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rqtoolkit.errors import ConfigError
 from rqtoolkit.functional.assign import level_tables
 from rqtoolkit.functional.codebook_products import CodebookProducts, product_bytes
 from rqtoolkit.functional.encoding import PRODUCTS_SHARE
@@ -90,6 +91,7 @@ class CodebookTables(nn.Module):
         self._kept: tuple[Any, Any, CodebookProducts] | None = None
         # These mirror buffers, so that nothing waits for a device.
         self._started, self.beam = False, beam
+        self._in_shards = False
 
     @property
     def is_initialized(self) -> bool:
@@ -102,6 +104,25 @@ class CodebookTables(nn.Module):
     def _look_whether_started(self) -> None:
         # Somebody else may have written the buffer: DistributedDataParallel, for one.
         self._started = bool(self.initialized)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Notice when `fully_shard` puts shards in place of the tables."""
+        super().__setattr__(name, value)
+        if name == "tables" and hasattr(value, "to_local"):
+            self._in_shards = True
+
+    def _check_lasting(self) -> None:
+        """Refuse to write tables that `fully_shard` gathers for one step and then forgets.
+
+        Raises:
+            ConfigError: If they are such.
+        """
+        if self._in_shards and self.learnable:
+            raise ConfigError(
+                "ResidualQuantizer.forward: update='gradient' cannot start or restart entries of "
+                "tables that fully_shard keeps in shards. Take update='ema'; or start the "
+                "codebooks before fully_shard, and pass restart_threshold=0."
+            )
 
     def levels(self, depth: int) -> list[Tensor]:
         """Return the table (K_d, dim) of each of the first `depth` levels, without padding."""
@@ -206,6 +227,7 @@ class CodebookTables(nn.Module):
             generator: Source of chance, on the device of x.
             projections: Into the spaces of the codes, where there are any.
         """
+        self._check_lasting()
         vectors = gather_rows(x[usable_rows(x)])
         self.gathered = torch.cat([self.gathered, vectors])
         if not len(self.gathered):
@@ -245,6 +267,7 @@ class CodebookTables(nn.Module):
         move_averages(moving, self.counts, batch, decay=self.decay)
         if self.restart_threshold == 0:
             return None
+        self._check_lasting()
         return revive(
             self.tables,
             self.counts,
