@@ -77,8 +77,10 @@ def _move(
     batch_counts.index_add_(0, codes, weights)
     batch_sums.index_add_(0, codes, rows)
     sum_over_ranks(batch_counts, batch_sums)
-    counts.mul_(state.decay).add_(batch_counts, alpha=1 - state.decay)
-    sums.mul_(state.decay).add_(batch_sums, alpha=1 - state.decay)
+    seen = batch_counts.sum() > 0  # a batch without vectors is no evidence
+    kept = torch.where(seen, state.decay, 1.0)
+    counts.mul_(kept).add_(batch_counts, alpha=1 - state.decay)
+    sums.mul_(kept).add_(batch_sums, alpha=1 - state.decay)
     if state.restart_threshold > 0:
         pool = _pool(rows[weights > 0], size, generator)
         broadcast_from_first(pool)
@@ -88,8 +90,7 @@ def _move(
     total = counts.sum()
     smoothed = total * (counts + _EPSILON) / (total + size * _EPSILON)
     moved = sums / smoothed[:, None]
-    # Without a vector and without a count there is nothing to write.
-    state.tables[table, :size] = torch.where(total > 0, moved, state.tables[table, :size])
+    state.tables[table, :size] = torch.where(seen, moved, state.tables[table, :size])
 
 
 def _pool(rows: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
