@@ -105,7 +105,8 @@ def nearest_codes(x: Tensor, table: Tensor, *, max_bytes: int = DEFAULT_MAX_BYTE
 def _has_fast_products(x: Tensor) -> bool:
     """Whether oneDNN serves, twice as fast as MKL on AMD's processors; not while tracing."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32
-    return plain and torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling()
+    # In this order: a compiler that traces must not meet the last call.
+    return plain and not torch.compiler.is_compiling() and torch.backends.mkldnn.is_available()
 
 
 def _nearest_on_cpu(x: Tensor, table: Tensor, max_bytes: int) -> Tensor:
