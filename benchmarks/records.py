@@ -8,7 +8,17 @@ from typing import Any
 
 from rqtoolkit.io.atomic import atomic_path
 
-__all__ = ["ROOT", "Record", "commit", "find", "merge", "read_records", "rounded", "write_records"]
+__all__ = [
+    "ROOT",
+    "Record",
+    "commit",
+    "find",
+    "merge",
+    "processor",
+    "read_records",
+    "rounded",
+    "write_records",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,3 +65,10 @@ def commit() -> str:
     status = [*git, "status", "--porcelain", "--", "rqtoolkit", "apps"]
     changed = subprocess.run(status, capture_output=True, text=True).stdout.strip()
     return (head.stdout.strip() or "unknown") + ("+" if changed else "")
+
+
+def processor() -> str:
+    """Return the name of the processor."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else "unknown"

@@ -16,7 +16,16 @@ from benchmarks.quantize.memory import measure_memory
 from benchmarks.quantize.models import Model, fit_model, load_model, model_suffix
 from benchmarks.quantize.plan import CODES, METHODS, Method, methods_of
 from benchmarks.quantize.vectors import Vectors, load_vectors
-from benchmarks.records import Record, commit, find, merge, read_records, rounded, write_records
+from benchmarks.records import (
+    Record,
+    commit,
+    find,
+    merge,
+    processor,
+    read_records,
+    rounded,
+    write_records,
+)
 from rqtoolkit.functional.threads import limited_threads
 from rqtoolkit.io.atomic import atomic_path
 
@@ -157,16 +166,9 @@ class Bench:
             "method": method,
             "commit": commit(),
             "versions": {library: version(library) for library in LIBRARIES},
-            "processor": _processor(),
+            "processor": processor(),
             "threads": self.threads,
             "measures": rounded(measures),
         }
         write_records(self.out, merge(read_records(self.out), [record], KEYS))
         self.show(f"{self.data} {self.code} {part} {method}: {json.dumps(record['measures'])}")
-
-
-def _processor() -> str:
-    """Return the name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else "unknown"
