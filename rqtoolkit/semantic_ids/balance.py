@@ -26,6 +26,8 @@ _ROWS = 2**16  # vectors that prices are learnt from
 _SPREADING, _LIMITING = 20, 60  # rounds, of which the second end when all sizes are within limits
 _PACE, _LIMIT_PACE = 0.01, 0.05  # of a price in a round, in mean squared errors
 _HASTE = 1.1  # growth of the second: what first codes differ by may be many times the error
+_RESTRAINT = 0.3  # of it after a round that goes astray
+_PATIENCE = 0.02  # share of all vectors that may become too many in between
 _AIM = 0.97  # of the limit, which is reached sooner then
 _SLOW = 0.3  # of the first pace in the last rounds, so that prices settle
 _SETTLING = 0.7  # of all rounds come before those
@@ -111,7 +113,7 @@ def code_prices(
 
     First, each entry's price follows the logarithm of how many vectors too many it has: of n that
     share a whole stack of codes, n − 1 are. Then prices of first codes rise while they take more
-    than their share.
+    than their share; rounds that only crowd others are taken back.
 
     Args:
         x: Vectors, shape (N, dim), float32.
@@ -142,15 +144,27 @@ def code_prices(
             price += pace * (own / own.mean()).log().to(price)
         codes, counts = encode()
         report(progress, "prices", step + 1, _SPREADING + _LIMITING)
+    pace, best = _LIMIT_PACE * error, (prices[0], counts)
     for step in range(_LIMITING):
         if int(counts.max()) <= limit:
             break
-        pace = _LIMIT_PACE * error * _HASTE**step
-        prices[0] += pace * (counts / (_AIM * limit)).clamp(min=1).log().to(prices[0])
+        rises = (counts / (_AIM * limit)).clamp(min=1).log().to(prices[0])
+        prices[0] = prices[0] + pace * rises
         codes, counts = encode()
+        least, now = (_beyond(own, limit) for own in (best[1], counts))
+        best = (prices[0], counts) if now < least else best
+        pace *= _HASTE
+        if now > least + _PATIENCE * len(x):  # what had to give way crowds elsewhere
+            (prices[0], counts), pace = best, pace * _RESTRAINT
         report(progress, "prices", _SPREADING + step + 1, _SPREADING + _LIMITING)
+    prices[0], counts = best
     report(progress, "prices", _SPREADING + _LIMITING, _SPREADING + _LIMITING)
     return [price - price.min() for price in prices], int(counts.max())
+
+
+def _beyond(counts: Tensor, limit: float) -> float:
+    """How many vectors are too many for their first codes."""
+    return float((counts - limit).clamp(min=0).sum())
 
 
 def _surplus(codes: Tensor) -> Tensor:

@@ -62,6 +62,19 @@ def test_equal_vectors_beyond_the_limit_are_told():
         balanced_fit(ResidualQuantizer(6, 2, 8), x, 1.2, **SETTINGS)
 
 
+def test_a_limit_out_of_reach_does_not_run_away():
+    x = np.concatenate([clusters(600), np.ones((200, 6), np.float32)])
+    plain = ResidualQuantizer(6, 3, 16).fit(x, **SETTINGS)
+    with pytest.warns(UserWarning, match="got one of 2"):
+        priced = balanced_fit(ResidualQuantizer(6, 3, 16), x, 1.5, **SETTINGS)
+    vectors = torch.from_numpy(x)
+    errors = [
+        float((vectors - q.decode(q.encode(vectors))).square().sum()) for q in (priced, plain)
+    ]
+    assert figures(priced, x)[0] <= figures(plain, x)[0]
+    assert errors[0] < 4 * errors[1]
+
+
 def test_errors_say_what_is_wrong():
     x = clusters(100)
     with pytest.raises(ConfigError, match="at least 1"):
