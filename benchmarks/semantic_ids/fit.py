@@ -126,9 +126,12 @@ def measure_growth(x: NDArray, seed: int) -> dict[str, Any]:
 
 
 def show(records: list[Record]) -> None:
-    """Print medians over seeds, with the worst of each."""
-    _show_growth(find(records, setting="growth"))
+    """Print medians over seeds, with the worst of each; of growth, each seed."""
+    if growth := find(records, setting="growth"):
+        _show_growth(growth)
     records = [record for record in records if record["setting"] != "growth"]
+    if not records:
+        return
     names = ["fit_seconds", "mse", "duplicate_rate", "largest_first_code"]
     names += ["match_seconds", "matched_increase", "matched_duplicate_rate", "memory_gib"]
     table = Table("setting", "seeds", *names, "least used", "least first perplexity")
