@@ -38,6 +38,7 @@ __all__ = [
 
 COMPRESSED = ".rqcodes"
 """Suffix of compressed files of codes."""
+_MOST_ENTRIES = 2**24  # of a level; only binary and scalar quantizers, without tables, have more
 
 _CHUNK_ELEMENTS = 2**24  # 64 MiB of float32 at a time
 _WARM_UP_ROWS = 4096
@@ -51,8 +52,15 @@ def load_quantizer(
     Raises:
         ArtifactError: If the file is missing, damaged or foreign.
         ShapeError: If the vectors have another dimension.
+        ConfigError: If its codebooks are too large for counting their entries.
     """
     quantizer = load_any(model, device=device)
+    largest = max(quantizer.codebook_sizes)
+    if largest > _MOST_ENTRIES:
+        raise ConfigError(
+            f"{model} has codebooks of {largest} entries, more than the {_MOST_ENTRIES} that "
+            "rqtool counts. Encode and decode with it in Python."
+        )
     if vectors is not None:
         check_dim(quantizer, vectors)
     return quantizer.freeze()

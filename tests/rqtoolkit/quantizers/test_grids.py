@@ -249,6 +249,32 @@ def test_descending_the_entropy_loss_puts_all_codes_to_use():
     assert quantizer(x).stats.perplexity[0] > 12
 
 
+def test_processes_share_the_entropy_of_the_batch(monkeypatch):
+    quantizer = ResidualBinaryQuantizer(3, 2, 3)
+    x = torch.randn(40, 3, requires_grad=True)
+    whole = quantizer(x).entropy_loss
+    (expected,) = torch.autograd.grad(whole, x)
+    seen = []
+    exchange = "rqtoolkit.quantizers.binary.sum_over_ranks"
+    monkeypatch.setattr(exchange, lambda *own: seen.append([one.clone() for one in own]))
+    halves = x[:20], x[20:]
+    for half in halves:
+        quantizer(half)
+    totals = [sum(parts) for parts in zip(*seen, strict=True)]
+
+    def replace(*own):
+        for mine, total in zip(own, totals, strict=True):
+            mine.copy_(total)
+
+    monkeypatch.setattr(exchange, replace)
+    loss = torch.stack([quantizer(half).entropy_loss for half in halves]).mean()
+    torch.testing.assert_close(loss, whole)
+    (gradient,) = torch.autograd.grad(loss, x)
+    torch.testing.assert_close(gradient, expected)
+    monkeypatch.setattr(exchange, None)
+    quantizer.eval()(x)  # evaluation asks no other process
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_parent_of_low_precision_keeps_the_grid(make, dtype):
     quantizer = make()

@@ -185,6 +185,27 @@ def test_entropy_of_single_vectors_is_that_of_lfq(vqp):
     assert spread >= breakdown.batch_entropy - 1e-3  # the sum over bits bounds the joint entropy
 
 
+def test_encodec():
+    encodec = pytest.importorskip("encodec.quantization", exc_type=ImportError)
+    module = encodec.ResidualVectorQuantizer(dimension=8, n_q=4, bins=32).train()
+    x = torch.randn(3, 8, 60)
+    module.vq(x)
+    module.eval()
+    with torch.no_grad():
+        codes = module.vq.encode(x)
+        quantized = module.vq.decode(codes)
+    assert_same(from_encodec(module.state_dict()), x, quantized, codes.permute(1, 2, 0))
+
+
+def test_dac():
+    dac = pytest.importorskip("dac.nn.quantize", exc_type=ImportError)
+    module = dac.ResidualVectorQuantize(32, n_codebooks=5, codebook_size=64).eval()
+    x = torch.randn(3, 32, 50)
+    with torch.no_grad():
+        quantized, codes, *_ = module(x)
+    assert_same(from_dac(module.state_dict()), x, quantized, codes.movedim(1, -1))
+
+
 @pytest.mark.slow
 def test_encodec_of_transformers(transformers):
     config = transformers.EncodecConfig(
