@@ -90,15 +90,15 @@ def check_settings(
             names = ", ".join(repr(one) for one in known)
             raise ConfigError(f"{where}: {name}={value!r} is unknown. Choose one of {names}.")
     check_rate(where, "decay", decay)
+    check_rate(where, "restart_threshold", restart_threshold)
     check_count(where, "beam", beam)
     check_count(where, "forward_beam", forward_beam)
     if codebook_dim is not None:
         check_count(where, "codebook_dim", codebook_dim)
     if not 0 <= depth_dropout <= 1:
         raise ConfigError(f"{where}: depth_dropout={depth_dropout} has to be in [0, 1].")
-    for name, number in {"restart_threshold": restart_threshold, "tau": tau}.items():
-        if not 0 <= number < inf:
-            raise ConfigError(f"{where}: {name}={number} has to be at least 0 and finite.")
+    if not 0 <= tau < inf:
+        raise ConfigError(f"{where}: tau={tau} has to be at least 0 and finite.")
     if tau and forward_beam > 1:
         raise ConfigError(
             f"{where}: tau={tau} draws codes, forward_beam={forward_beam} searches for the best. "
@@ -165,8 +165,10 @@ def real_rows(mask: Tensor | None, shape: torch.Size, where: str) -> Tensor | No
     return mask.reshape(-1)
 
 
-def given_tables(where: str, tables: Tensor | NDArray, like: Tensor) -> Tensor:
-    """Return given tables as a tensor like those of the quantizer.
+def given_tables(
+    where: str, tables: Tensor | NDArray, like: Tensor, codebook_sizes: Sequence[int]
+) -> Tensor:
+    """Return given tables as a tensor like those of the quantizer, with 0 beyond a table's size.
 
     Raises:
         ShapeError: If the shape is another.
@@ -178,6 +180,8 @@ def given_tables(where: str, tables: Tensor | NDArray, like: Tensor) -> Tensor:
             f"{where}: codebooks has to have shape {tuple(like.shape)}; got {tuple(tables.shape)}."
         )
     tables = tables.detach().to(like.device, torch.float32)
+    padding = torch.arange(like.shape[1]) >= torch.tensor(codebook_sizes)[:, None]
+    tables = tables.masked_fill(padding[..., None].to(like.device), 0)
     check_finite(tables.flatten(0, 1), where)
     return tables
 

@@ -42,7 +42,7 @@ class CodebookTables(nn.Module):
         beam: Prefixes that encoding keeps.
         decay: Of the moving averages.
         restart_threshold: An entry is dead when its count falls under this share of the mean
-            count of its table (or of 1, where the mean is larger); 0 turns restarts off.
+            count of its table, or under 1 where that is less; 0 turns restarts off.
     """
 
     tables: Tensor

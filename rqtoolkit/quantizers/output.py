@@ -65,10 +65,11 @@ class QuantizerOutput:
         quantized: Sum of the chosen codewords, in shape and dtype of the input, with the gradient
             of the quantizer's estimator; 0 in padding.
         codes: Shape (..., depth), int64; -1 in padding.
-        commitment_loss: Scalar: mean over levels and elements of (x − detached partial sum)²
-            (Lee et al., CVPR 2022, Eq. 4), unweighted.
-        codebook_loss: Scalar: mean over levels and elements of (detached residual − codeword)²
-            (van den Oord et al., 2017, Eq. 3); 0 where codebooks move by EMA.
+        commitment_loss: Scalar: mean over levels in use and elements of (x − detached partial sum)²
+            (Lee et al., CVPR 2022, Eq. 4), unweighted; with factorised codes, of what each level
+            projects and its detached codeword.
+        codebook_loss: Scalar: mean over levels in use and elements of (detached residual −
+            codeword)² (van den Oord et al., 2017, Eq. 3); 0 where codebooks move by EMA.
         stats: Usage, perplexity, distortion and dead entries.
         depths: Levels that `quantized` uses of each vector, shape (...), int64, where some were
             dropped; codes are there for all levels.

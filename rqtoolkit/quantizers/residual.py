@@ -49,9 +49,9 @@ class ResidualQuantizer(Quantizer):
             a parameter: add `codebook_loss` to the loss; "paper" does as the paper's code, for
             comparison with it.
         decay: Of the moving averages, in [0, 1).
-        restart_threshold: An entry is dead when its moving count falls under this share of the
-            mean count of its table (of 1, where the mean is larger); 0 turns restarts off. "paper"
-            has its own threshold, and uses this as a switch alone.
+        restart_threshold: An entry is dead, and put on a vector, when its moving count falls under
+            this share of the mean count of its table, or under 1 where that is less; in [0, 1), 0
+            turns restarts off. "paper" has its own threshold, and uses this as a switch alone.
         kmeans_init: Start from k-means on the first 2 · codebook_size training vectors; until then
             vectors of the data stand in. False keeps the random start, or what `set_codebooks`
             gave.
@@ -61,13 +61,15 @@ class ResidualQuantizer(Quantizer):
             direction; what is added up is the codeword as it is.
         codebook_dim: Look for codewords in so many dimensions: a projection of each level's own
             leads there and another back (factorised codes). None looks among the vectors
-            themselves.
+            themselves. `fit`, `soft_codes` and `soft_targets`, which go by distances of vectors
+            from codewords, refuse this and "cosine".
         depth_dropout: Chance, in training mode, that a sample (an index of the first axis) uses
             only the first 1, 2, … or depth levels, all equally likely, so that every prefix of a
             stack serves.
         tau: Temperature, in training mode, of drawing codes from softmax(−‖r − e‖² / tau), in units
             of the mean squared codeword norm of the table; 0 takes the nearest.
-        forward_beam: Prefixes that `forward` keeps per vector; 1 is greedy.
+        forward_beam: Prefixes that `forward` keeps per vector, in training too, for the least
+            squared error in the end; 1 is greedy. More go neither with tau nor with "cosine".
         channels_first: Inputs are (B, dim, ...) in place of (..., dim). Codes stay depth-last.
         beam: Prefixes that `encode` keeps unless told otherwise; `fit` sets it.
 
@@ -211,7 +213,8 @@ class ResidualQuantizer(Quantizer):
             mask: True for vectors, False for padding, bool, shape of the codes without their last
                 axis. Padding is quantized to 0 with codes of -1, and changes nothing for the rest.
             depth: Levels to use, for all vectors or, in the shape of mask, for each of them; all,
-                or what `depth_dropout` draws, when None.
+                or what `depth_dropout` draws, when None. Moving averages learn from a vector at
+                every level, used or not.
             generator: Source of chance, on the device of x: of the k-means start, the restarts and
                 what is drawn while training; torch's default generator when None.
 
@@ -233,7 +236,7 @@ class ResidualQuantizer(Quantizer):
                 self.state.start(seen, self.depth, generator, self.projections)
             depths = depths_to_use(self, shape, depth, generator, x.device)
             asked = self.depth if depth is None or isinstance(depth, Tensor) else depth
-            levels = self.depth if learning else asked  # what is not asked for learns all the same
+            levels = self.depth if learning else asked
             done = quantize(
                 self, flat, real, depths, levels, learning=learning, generator=generator
             )
@@ -266,8 +269,8 @@ class ResidualQuantizer(Quantizer):
 
         Args:
             x: Vectors, shape (..., dim), or (B, dim, ...) with channels_first; finite.
-            beam: Prefixes kept per vector; the beam the quantizer was fitted for when None, and 1
-                is the greedy rule of the paper.
+            beam: Prefixes kept per vector; the beam the quantizer was fitted for when None. 1 is
+                the greedy rule of the paper and of `forward`, with `similarity`.
             depth: Levels to encode, at most the quantizer's, which is the default.
             icm_rounds: Sweeps over the levels after the beam, each choosing one code anew given
                 the others.
@@ -341,8 +344,11 @@ class ResidualQuantizer(Quantizer):
             ConfigError: If the quantizer is frozen.
         """
         if self.frozen:
-            raise ConfigError(f"{self._name('set_codebooks')}: the quantizer is frozen.")
-        tables = checks.given_tables(self._name("set_codebooks"), codebooks, self.state.tables)
+            raise ConfigError(
+                f"{self._name('set_codebooks')}: the quantizer is frozen. Make a new one."
+            )
+        where, state = self._name("set_codebooks"), self.state
+        tables = checks.given_tables(where, codebooks, state.tables, state.codebook_sizes)
         self.state.set_tables(tables, vectors=max(self.codebook_sizes))
         return self
 

@@ -80,7 +80,7 @@ def dead_limit(counts: Tensor, threshold: float) -> Tensor:
 
     Args:
         counts: Moving counts of one table, shape (K,).
-        threshold: Share of the mean count, where that is under 1 / threshold; else of that.
+        threshold: Share of the mean count that is enough, or a count of 1 where that is less.
     """
     return threshold * counts.mean().clamp(max=1 / threshold)
 
@@ -103,8 +103,7 @@ def revive(
         codebook_sizes: Entries of each table.
         inputs: What each level quantized, shape (N, dim) each.
         weights: Shape (N,): 1 for vectors that may serve, 0 for others.
-        threshold: An entry is dead when its count falls under this share of the mean count of its
-            table (of 1 / threshold, where the mean is larger).
+        threshold: As for `dead_limit`.
         generator: Source of chance.
 
     Returns:

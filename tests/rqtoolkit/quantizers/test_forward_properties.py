@@ -45,7 +45,7 @@ def quantizers(draw):
     options["estimator"] = draw(st.sampled_from(["straight_through", "rotation"]))
     options["depth_dropout"] = draw(st.sampled_from([0.0, 1.0]))
     options["kmeans_init"] = draw(st.booleans())
-    options["restart_threshold"] = draw(st.sampled_from([0.0, 0.25, 5.0]))
+    options["restart_threshold"] = draw(st.sampled_from([0.0, 0.25, 0.9]))
     options["channels_first"] = draw(st.booleans())
     if update != "paper":
         options["similarity"] = draw(st.sampled_from(["euclidean", "cosine"]))

@@ -75,6 +75,16 @@ def test_unusable_data(call, message):
         {"codebook_size": "444"},
         {"codebook_size": True},
         {"codebook_size": []},
+        {"decay": torch.nan},
+        {"restart_threshold": 1.0},  # a share of the mean, not a count
+        {"estimator": "gumbel"},
+        {"similarity": "dot"},
+        {"codebook_dim": 0},
+        {"depth_dropout": 1.5},
+        {"depth_dropout": torch.nan},
+        {"tau": -0.5},
+        {"tau": torch.inf},
+        {"forward_beam": 0},
     ],
 )
 def test_impossible_arguments(arguments):
@@ -82,6 +92,24 @@ def test_impossible_arguments(arguments):
         ConfigError, match=r"ResidualQuantizer: \w+=.* (must|has to|is unknown|differs)"
     ):
         ResidualQuantizer(**{"dim": 4, "depth": 3, "codebook_size": 8, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({"tau": 0.5, "forward_beam": 4}, ["tau=0.5", "forward_beam=4"]),
+        ({"similarity": "cosine", "forward_beam": 4}, ["similarity='cosine'", "forward_beam=4"]),
+        ({"update": "paper", "similarity": "cosine"}, ["update='paper'", "got 'cosine'"]),
+        ({"update": "paper", "codebook_dim": 2}, ["update='paper'", "2, 0.0 and 1"]),
+        ({"update": "paper", "tau": 0.5}, ["update='paper'", "0.5 and 1"]),
+        ({"update": "paper", "forward_beam": 2}, ["update='paper'", "0.0 and 2"]),
+    ],
+)
+def test_arguments_that_do_not_go_together(arguments, names):
+    with pytest.raises(ConfigError, match=r"ResidualQuantizer: .*(Leave|Choose)") as caught:
+        ResidualQuantizer(4, 3, 8, **arguments)
+    for name in names:
+        assert name in str(caught.value)
 
 
 def test_the_row_named_is_the_user_s():
