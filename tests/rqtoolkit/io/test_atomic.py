@@ -1,4 +1,7 @@
 import os
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -98,3 +101,97 @@ def test_full_folder_is_kept(tmp_path):
     with pytest.raises(ArtifactError, match="not empty"), atomic_folder(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "v12.npy", tmp_path / "current.npy"
+    target.write_text("old")
+    link.symlink_to(target)
+    with atomic_path(link) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == target.parent  # a renaming does not cross file systems
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["v12.npy"]
+
+
+def test_a_link_to_an_empty_folder_stays(tmp_path):
+    (tmp_path / "v12").mkdir()
+    (tmp_path / "current").symlink_to("v12")
+    with atomic_folder(tmp_path / "current") as temporary:
+        (temporary / "a").write_text("1")
+    assert (tmp_path / "current").is_symlink()
+    assert (tmp_path / "v12" / "a").read_text() == "1"
+
+
+def test_the_working_folder_by_its_shortest_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with atomic_folder(".") as temporary:
+        (temporary / "a").write_text("1")
+    assert (tmp_path / "a").read_text() == "1"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="named pipes are of POSIX")
+def test_pipes_and_devices_are_written_to_and_stay(tmp_path):
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    with atomic_path(pipe) as temporary:
+        temporary.write_text("codes")
+    reader.join()
+    assert read == ["codes"]
+    assert pipe.is_fifo()
+    device = tmp_path / "null"
+    device.symlink_to(os.devnull)
+    with atomic_path(device) as temporary:
+        temporary.write_text("codes")
+    assert device.is_symlink()
+    assert device.is_char_device()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["null", "pipe"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors as files are of Linux")
+def test_the_name_of_an_open_descriptor_is_no_file_to_replace(tmp_path):
+    read, write = os.pipe()
+    name = tmp_path / "stdout"
+    name.symlink_to(f"/proc/self/fd/{write}")
+    with atomic_path(name) as temporary:
+        temporary.write_text("codes")
+    os.close(write)
+    with os.fdopen(read) as stream:
+        assert stream.read() == "codes"
+    assert name.is_symlink()
+
+
+def test_leftovers_of_killed_processes_go_a_day_later(tmp_path):
+    long_ago = time.time() - 2 * 24 * 3600
+
+    def age(path):
+        os.utime(path, (long_ago, long_ago))
+
+    stale = tmp_path / ".codes.0123abcd.partial.npy"
+    fresh = tmp_path / ".codes.0123abce.partial.npy"
+    another, foreign = tmp_path / ".ids.0123abcd.partial.npy", tmp_path / ".codes.mine.partial.npy"
+    for path in (stale, fresh, another, foreign):
+        path.write_text("half")
+    for path in (stale, another, foreign):
+        age(path)
+    with atomic_path(tmp_path / "codes.npy") as temporary:
+        temporary.write_text("new")
+    assert not stale.exists()
+    assert fresh.exists()
+    assert another.exists()
+    assert foreign.exists()
+    abandoned, at_work = tmp_path / ".run.0123abcd.partial", tmp_path / ".run.0123abce.partial"
+    for folder in (abandoned, at_work):
+        (folder / "inner").mkdir(parents=True)
+        (folder / "inner" / "a").write_text("half")
+        for path in (folder / "inner", folder):
+            age(path)
+    age(abandoned / "inner" / "a")
+    with atomic_folder(tmp_path / "run"):
+        pass
+    assert not abandoned.exists()
+    assert at_work.exists()  # the file in it is new, if nothing else
