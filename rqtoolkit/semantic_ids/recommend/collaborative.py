@@ -1,11 +1,14 @@
 """What training sequences say of items: vectors of those that keep company, and what codes know."""
 
 from collections.abc import Sequence
+from inspect import signature
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse.linalg import svds
+from scipy.linalg import svd
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from rqtoolkit.semantic_ids.recommend.sequences import Sequences
 
@@ -47,8 +50,7 @@ def company_vectors(
     vectors = np.zeros((items, dim), np.float32)
     if rank < 1 or normalized.nnz == 0:
         return vectors
-    # A start of its own makes the result the same every time.
-    left, values, _ = svds(normalized, k=rank, v0=np.ones(items))
+    left, values = _left_singular(normalized, rank)
     vectors[:, :rank] = left * np.sqrt(values)
     met = sequences.counts > 0
     vectors[~met] = 0
@@ -68,6 +70,22 @@ def _company(sequences: Sequences, window: int, decay: float) -> sparse.csr_arra
     shape = (len(sequences.item_ids),) * 2
     counts = sparse.coo_array((np.concatenate(weights), places), shape=shape).tocsr()
     return counts + counts.T
+
+
+def _left_singular(
+    matrix: sparse.csr_array, rank: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Largest singular values, ascending, and their left vectors: `svds`, the same every time.
+
+    ARPACK takes random vectors where it has exhausted what it can reach from its start, as it does
+    where items are alike, and `svds` does not let the caller seed those.
+    """
+    size = matrix.shape[1]
+    gramian = LinearOperator((size, size), lambda x: matrix.T @ (matrix @ x), dtype=np.float64)
+    seeded: dict[str, Any] = {"rng": 0} if "rng" in signature(eigsh).parameters else {}
+    _, right = eigsh(gramian, k=rank, v0=np.ones(size), **seeded)
+    left, values, _ = svd(matrix @ np.linalg.qr(right)[0], full_matrices=False)
+    return left[:, ::-1], values[::-1]
 
 
 def code_means(

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from scipy import sparse
 
 from rqtoolkit.semantic_ids.recommend.collaborative import (
     _company,
+    _left_singular,
     code_means,
     company_vectors,
     start_vectors,
@@ -42,6 +44,23 @@ def test_company_vectors_are_the_same_every_time(sequences):
     first, second = (company_vectors(sequences, 4) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert first.shape == (15, 4)
+
+
+def test_alike_items_have_the_same_vectors_every_time():
+    walks = [(7 * user + np.arange(5)) % 200 for user in range(100)]
+    sequences = Sequences.from_lists(walks, item_ids=np.arange(200))
+    first, second = (company_vectors(sequences, 16) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_left_singular_vectors_are_those_of_the_whole_decomposition():
+    rng = np.random.default_rng(0)
+    matrix = sparse.random_array((30, 30), density=0.3, rng=rng).tocsr()
+    matrix = sparse.csr_array(matrix + matrix.T)
+    left, values = _left_singular(matrix, 5)
+    u, s, _ = np.linalg.svd(matrix.toarray())
+    np.testing.assert_allclose(values[::-1], s[:5])
+    np.testing.assert_allclose(np.abs((left[:, ::-1] * u[:, :5]).sum(0)), 1)
 
 
 def test_more_dimensions_than_items_are_zero():
