@@ -76,3 +76,11 @@ def test_the_trainings_leave_what_they_go_on_from(few_users, monkeypatch):
 def test_an_unknown_method_is_refused(few_users):
     with pytest.raises(typer.BadParameter, match="bert4rec"):
         recommend.main(methods="bert4rec", work=few_users, out=few_users / "results.json")
+
+
+def test_the_published_results_are_of_committed_code_and_several_seeds():
+    records = read_records(recommend.RESULTS)
+    assert {record["method"] for record in records} == set(recommend.METHODS)
+    assert not [record for record in records if record["commit"].endswith("+")]
+    for method in recommend.TRAINED:
+        assert [record["seed"] for record in records if record["method"] == method] == [0, 1, 2]
