@@ -307,7 +307,9 @@ def smallest_first(values: Tensor, count: int) -> Tensor:
     Returns:
         Indices, shape (N, count), int64.
     """
-    if values.dtype != torch.float32 or _is_exporting():  # ONNX knows nothing of bits
+    if _is_exporting():  # ONNX has no other, which puts equal ones in order, as its runtime does
+        return values.topk(count, dim=1, largest=False).indices
+    if values.dtype != torch.float32:
         return values.sort(dim=1, stable=True).indices[:, :count]
     # The bits of floats, all but the sign flipped where it is set, order as the floats do. With
     # the index below them no two keys are equal. Adding 0 turns -0.0 into 0.0.

@@ -97,11 +97,11 @@ class CodebookTables(nn.Module):
     def is_initialized(self) -> bool:
         """Whether the tables have had their start; nothing waits for a device once they have."""
         if not self._started:
-            self._look_whether_started()
+            self._see_whether_kmeans_started()
         return self._started
 
     @torch.compiler.disable
-    def _look_whether_started(self) -> None:
+    def _see_whether_kmeans_started(self) -> None:
         # Somebody else may have written the buffer: DistributedDataParallel, for one.
         self._started = bool(self.initialized)
 
@@ -208,6 +208,7 @@ class CodebookTables(nn.Module):
         dead = [(counts < dead_limit(counts, self.restart_threshold)).sum() for counts in own]
         return torch.stack(dead)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def start(
         self,
