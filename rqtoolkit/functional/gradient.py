@@ -59,6 +59,8 @@ def rotation_trick(x: Tensor, quantized: Tensor) -> Tensor:
 def with_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
     """Return a scalar as it is, with a gradient with respect to x that is known already.
 
+    The gradient is a constant to a second derivative.
+
     Args:
         value: Scalar without gradient.
         x: What it depends on, any shape.

@@ -84,7 +84,7 @@ class Quantizer(nn.Module, ABC):
 
         Raises:
             ShapeError: If d exceeds that.
-            DataError: If a code is no integer or out of range.
+            DataError: If a code is no integer or out of range, as the -1 of padding is.
         """
         flat = checks.check_codes(codes, self.codebook_sizes, self._name("decode"))
         return self._restore(self._sum(flat), codes.shape[:-1])

@@ -209,7 +209,8 @@ class ResidualQuantizer(Quantizer):
 
         Args:
             x: Vectors, shape (..., dim), or (B, dim, ...) with channels_first; floating point.
-                Rows with NaN, infinite or huge values (beyond 1e15) teach the codebooks nothing.
+                Rows with NaN, infinite or huge values (beyond 1e15) teach the codebooks nothing,
+                and do reach the losses.
             mask: True for vectors, False for padding, bool, shape of the codes without their last
                 axis. Padding is quantized to 0 with codes of -1, and changes nothing for the rest.
             depth: Levels to use, for all vectors or, in the shape of mask, for each of them; all,
