@@ -84,7 +84,7 @@ Build = Callable[..., Layer]
 QUANTIZERS: Mapping[str, tuple[str, Build, Mapping[str, Any]]] = {
     OWN: ("rqtoolkit", _own, {}),
     "vqp": ("vector-quantize-pytorch", _peer, {}),
-    "vqp-99": ("vector-quantize-pytorch, decay 0.99", _peer, {"decay": 0.99}),
+    "vqp-quarter": ("vector-quantize-pytorch, commitment 0.25", _peer, {"commitment_weight": 0.25}),
 }
 """Title, builder and settings of each."""
 

@@ -79,8 +79,8 @@ class Set:
 
 
 SETS = {
-    "fashion": Set("Fashion-MNIST, 49 vectors an image", "fashion", convolutional, 32, 1000),
-    "patches": Set("Photo patches, one vector each", "patches", dense, 1024, 1000),
+    "fashion": Set("Fashion-MNIST, 49 vectors an image", "fashion", convolutional, 32, 600),
+    "patches": Set("Photo patches, one vector each", "patches", dense, 1024, 600),
 }
 
 

@@ -64,7 +64,7 @@ def level_sizes(
 def check_settings(
     *,
     update: str,
-    decay: float,
+    decay: float | None,
     restart_threshold: float,
     estimator: str,
     similarity: str,
@@ -89,7 +89,8 @@ def check_settings(
         if value not in known:
             names = ", ".join(repr(one) for one in known)
             raise ConfigError(f"{where}: {name}={value!r} is unknown. Choose one of {names}.")
-    check_rate(where, "decay", decay)
+    if decay is not None:
+        check_rate(where, "decay", decay)
     check_rate(where, "restart_threshold", restart_threshold)
     check_count(where, "beam", beam)
     check_count(where, "forward_beam", forward_beam)

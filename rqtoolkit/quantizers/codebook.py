@@ -40,7 +40,7 @@ class CodebookTables(nn.Module):
         update: "gradient" to make the tables a parameter that an optimiser moves, "ema" for moving
             averages, "paper" to keep moving sums beside the counts.
         beam: Prefixes that encoding keeps.
-        decay: Of the moving averages.
+        decay: Of the moving averages; by the size of the batch when None.
         restart_threshold: An entry is dead when its count falls under this share of the mean
             count of its table, or under 1 where that is less; 0 turns restarts off.
     """
@@ -61,7 +61,7 @@ class CodebookTables(nn.Module):
         codebook_dim: int,
         update: str,
         beam: int,
-        decay: float,
+        decay: float | None,
         restart_threshold: float,
     ) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class CodebookTables(nn.Module):
         """
         batch = batch_statistics(inputs, codes, weights, self.tables.detach())
         moving = None if self.learnable else self.tables
-        move_averages(moving, self.counts, batch, decay=self.decay)
+        move_averages(moving, self.counts, self.codebook_sizes, batch, decay=self.decay)
         if self.restart_threshold == 0:
             return None
         self._check_lasting()

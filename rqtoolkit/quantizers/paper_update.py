@@ -17,6 +17,7 @@ from rqtoolkit.quantizers.synchronisation import broadcast_from_first, sum_over_
 __all__ = ["quantize_and_update"]
 
 _EPSILON = 1e-5  # added to counts
+_DECAY = 0.99  # unless told otherwise
 _DEAD = 1.0  # moving count under which an entry restarts
 _NOISE = 0.01  # of vectors repeated for a pool, in units of 1 / √dim
 
@@ -78,9 +79,10 @@ def _move(
     batch_sums.index_add_(0, codes, rows)
     sum_over_ranks(batch_counts, batch_sums)
     seen = batch_counts.sum() > 0  # a batch without vectors is no evidence
-    kept = torch.where(seen, state.decay, 1.0)
-    counts.mul_(kept).add_(batch_counts, alpha=1 - state.decay)
-    sums.mul_(kept).add_(batch_sums, alpha=1 - state.decay)
+    decay = _DECAY if state.decay is None else state.decay
+    kept = torch.where(seen, decay, 1.0)
+    counts.mul_(kept).add_(batch_counts, alpha=1 - decay)
+    sums.mul_(kept).add_(batch_sums, alpha=1 - decay)
     if state.restart_threshold > 0:
         pool = _pool(rows[weights > 0], size, generator)
         broadcast_from_first(pool)

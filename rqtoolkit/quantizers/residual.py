@@ -48,7 +48,9 @@ class ResidualQuantizer(Quantizer):
         update: "ema" moves codewords by moving averages, once a step; "gradient" makes the tables
             a parameter: add `codebook_loss` to the loss; "paper" does as the paper's code, for
             comparison with it.
-        decay: Of the moving averages, in [0, 1).
+        decay: Of the moving averages, in [0, 1). None goes by the batch: averages reach back over
+            20 vectors for each entry, but not beyond 0.95 for large batches and 0.99 for small
+            ones; with "paper" it is 0.99.
         restart_threshold: An entry is dead, and put on a vector, when its moving count falls under
             this share of the mean count of its table, or under 1 where that is less; in [0, 1), 0
             turns restarts off. "paper" has its own threshold, and uses this as a switch alone.
@@ -118,7 +120,7 @@ class ResidualQuantizer(Quantizer):
         *,
         shared_codebook: bool = False,
         update: Literal["ema", "gradient", "paper"] = "ema",
-        decay: float = 0.99,
+        decay: float | None = None,
         restart_threshold: float = 0.25,
         kmeans_init: bool = True,
         estimator: Literal["straight_through", "rotation"] = "straight_through",

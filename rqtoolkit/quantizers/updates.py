@@ -12,8 +12,12 @@ from torch import Tensor
 from rqtoolkit.functional.arguments import LARGEST_VALUE
 from rqtoolkit.quantizers.synchronisation import draw_rows, sum_over_ranks
 
-__all__ = ["batch_statistics", "dead_limit", "move_averages", "revive", "usable_rows"]
+__all__ = ["batch_statistics", "dead_limit", "move_averages", "paces", "revive", "usable_rows"]
 
+# Without a given decay, averages reach back over this many vectors for each entry of a table, but
+# over no fewer batches than 20 and no more than 100.
+_MEMORY = 20
+_PACES = (0.01, 0.05)
 # Revived entries start at this many times the threshold: time to prove themselves before the next
 # look, without outweighing what they collect.
 _REVIVED_COUNT = 3.0
@@ -47,8 +51,30 @@ def batch_statistics(
     return counts, sums
 
 
+def paces(chosen: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
+    """Return the weight of one batch in the moving averages, by how much it tells of an entry.
+
+    Large batches need no long memory to average chance away, and a short one follows an encoder
+    that learns; for small batches, the memory has to be as long as it can be.
+
+    Args:
+        chosen: How often the batch chose each entry, shape (T, K).
+        codebook_sizes: Entries of each table.
+
+    Returns:
+        1 − decay for each table, shape (T, 1).
+    """
+    sizes = chosen.new_tensor(codebook_sizes)
+    return (chosen.sum(dim=1) / (_MEMORY * sizes)).clamp(*_PACES)[:, None]
+
+
 def move_averages(
-    tables: Tensor | None, counts: Tensor, batch: tuple[Tensor, Tensor], *, decay: float
+    tables: Tensor | None,
+    counts: Tensor,
+    codebook_sizes: Sequence[int],
+    batch: tuple[Tensor, Tensor],
+    *,
+    decay: float | None,
 ) -> None:
     """Move counts, and codewords in proportion, towards one batch, in place.
 
@@ -58,15 +84,17 @@ def move_averages(
     Args:
         tables: Shape (T, K, dim); None where an optimiser moves them.
         counts: Shape (T, K).
+        codebook_sizes: Entries of each table.
         batch: Counts and sums of the batch (`batch_statistics`).
-        decay: Of the averages.
+        decay: Of the averages; None takes `paces` for 1 − decay.
 
     References:
         van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017, appendix A.1.
         https://arxiv.org/abs/1711.00937
     """
     chosen, sums = batch
-    pace = (1 - decay) * (chosen.sum() > 0)  # a batch without vectors is no evidence
+    pace = paces(chosen, codebook_sizes) if decay is None else 1 - decay
+    pace = pace * (chosen.sum() > 0)  # a batch without vectors is no evidence
     counts.lerp_(chosen, pace)
     if tables is None:
         return

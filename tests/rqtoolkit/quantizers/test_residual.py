@@ -191,8 +191,20 @@ def test_state_dict_and_deepcopy_continue_to_the_bit(shared):
         assert torch.equal(tensor, twin.state_dict()[name]), name
 
 
+@pytest.mark.parametrize(("rows", "pace"), [(64, 0.05), (8, 0.025), (1, 0.01)])
+def test_the_averages_are_as_long_as_the_batches_are_small(rows, pace):
+    quantizer, x = fitted(depth=1, size=16, restart_threshold=0)
+    given = copy.deepcopy(quantizer)
+    given.state.decay = 1 - pace
+    x = x.repeat(64 // len(x) + 1, 1)[:rows]
+    for one in (quantizer, given):
+        one.train()(x)
+    torch.testing.assert_close(quantizer.codebooks, given.codebooks)
+    torch.testing.assert_close(quantizer.state.counts, given.state.counts)
+
+
 def test_not_a_number_teaches_nothing():
-    quantizer, x = fitted()
+    quantizer, x = fitted(decay=0.99)
     quantizer.train()
     quantizer.state.counts[0, 0] = 0  # and a dead entry takes no such vector
     spoiled = x.clone()
