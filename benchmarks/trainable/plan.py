@@ -32,17 +32,20 @@ class Shape:
         """What its records are called."""
         return f"{self.dim}-{self.depth}x{self.size}-{self.rows}"
 
+    @property
+    def work(self) -> int:
+        """Multiplications of the search."""
+        return self.dim * self.depth * self.size * self.rows
 
-SHAPES = {
-    shape.name: shape
-    for shape in (
-        Shape(dim, depth, size, rows)
-        for size in (1024, 8192)
-        for dim in (64, 256)
-        for depth in (4, 8)
-        for rows in (2048, 8192, 32768)
-    )
-}
+
+_ALL_SHAPES = (
+    Shape(dim, depth, size, rows)
+    for size in (1024, 8192)
+    for dim in (64, 256)
+    for depth in (4, 8)
+    for rows in (2048, 8192, 32768)
+)
+SHAPES = {shape.name: shape for shape in sorted(_ALL_SHAPES, key=lambda shape: shape.work)}
 
 
 class Layer(nn.Module):

@@ -18,6 +18,7 @@ from benchmarks.trainable.plan import OWN, SHAPES, Shape, build
 __all__ = ["PEER", "measure_memory", "measure_times"]
 
 PEER = "vqp"
+LONGEST = 60.0
 WARM_UP = 512  # vectors, enough for what is loaded on first use
 
 
@@ -43,7 +44,7 @@ def measure_times(shape: Shape, *, repeats: int) -> dict[str, dict[str, float]]:
 
     Args:
         shape: Sizes of the step.
-        repeats: Turns, after one that warms up.
+        repeats: Turns, after one that warms up; fewer where they take over `LONGEST` seconds.
 
     Returns:
         For each library the median `seconds` and `cpu_seconds` of a step, and as "ratio" the
@@ -52,7 +53,10 @@ def measure_times(shape: Shape, *, repeats: int) -> dict[str, dict[str, float]]:
     steps = {name: training_step(name, shape) for name in (OWN, PEER)}
     clocks = {"seconds": perf_counter, "cpu_seconds": process_time}
     times: dict[str, dict[str, list[float]]] = {name: {c: [] for c in clocks} for name in steps}
+    start = perf_counter()
     for turn in range(repeats + 1):
+        if turn > 1 and perf_counter() - start > LONGEST:
+            break
         for name, step in steps.items():
             begun = {clock: read() for clock, read in clocks.items()}
             step()

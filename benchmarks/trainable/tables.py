@@ -37,7 +37,8 @@ def tables(records: Sequence[Record]) -> str:
 
 def _steps(records: Sequence[Record]) -> str:
     rows = []
-    for name, shape in SHAPES.items():
+    for shape in sorted(SHAPES.values(), key=lambda s: (s.size, s.dim, s.depth, s.rows)):
+        name = shape.name
         times = _measures(records, "speed", name, "both")
         memory = [_measures(records, "memory", name, quantizer) for quantizer in (OWN, PEER)]
         if times is None and None in memory:
