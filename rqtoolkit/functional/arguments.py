@@ -1,14 +1,23 @@
 """What numbers constructors accept, with the errors for the rest."""
 
+import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
 from rqtoolkit.errors import ConfigError
 
-__all__ = ["LARGEST_VALUE", "check_count", "check_rate", "check_sizes", "plain", "shown"]
+__all__ = [
+    "LARGEST_VALUE",
+    "check_count",
+    "check_number",
+    "check_rate",
+    "check_sizes",
+    "plain",
+    "shown",
+]
 
 LARGEST_VALUE = 1e15
 """Of vectors: squares of larger values, summed, leave the range of float32."""
@@ -40,6 +49,18 @@ def check_rate(where: str, name: str, value: float) -> float:
     if not 0 <= value < 1:
         raise ConfigError(f"{where}: {name}={shown(value)} must be at least 0 and under 1.")
     return float(value)
+
+
+def check_number(
+    where: str, name: str, value: Any, *, over: float | None = None, least: float | None = None
+) -> float:
+    """Return a finite number; one over a bound, or of at least another."""
+    rule = "a finite number"
+    rule += f" over {over}" * (over is not None) + f" of at least {least}" * (least is not None)
+    fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if fits and (over is None or value > over) and (least is None or value >= least):
+        return float(value)
+    raise ConfigError(f"{where}: {name}={shown(value)} must be {rule}.")
 
 
 def check_sizes(where: str, codebook_size: int | Sequence[int], depth: int) -> tuple[int, ...]:

@@ -81,8 +81,8 @@ def train(
     new_item_boost: Annotated[
         float | None,
         typer.Option(
-            help="Nats added to log q of new items; with validation, the most that costs 1%.",
-            show_default="2.0",
+            help="Nats added to log q of new items; what costs 1% where validation has them.",
+            show_default="0.0",
         ),
     ] = None,
     autocast: Annotated[bool, typer.Option(help="Compute products in bfloat16.")] = True,

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from rqtoolkit.errors import ArtifactError, ConfigError, DataError
-from rqtoolkit.functional.arguments import check_count, check_rate
+from rqtoolkit.functional.arguments import check_count, check_number, check_rate
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, write_artifact
 from rqtoolkit.semantic_ids.ids import SemanticIDs
@@ -58,8 +58,8 @@ class GenerativeRecommender:
             that nobody has met yet come forward.
         codes_share: Weight of the codes in the score of an item.
         new_item_boost: Nats added to log q of items not met in training. 0 is what training on the
-            past supports, and shows them to hardly anybody; more brings them forward at the
-            expense of the others. `tune` chooses both on validation.
+            past supports, and shows them to few; more brings them forward at the expense of the
+            others, how much only a validation with new items can tell. `tune` chooses both.
         autocast: Compute the products of training and of the prefix tree in bfloat16. On
             processors without instructions for it, False is faster.
 
@@ -97,7 +97,7 @@ class GenerativeRecommender:
         dropout: float = 0.3,
         memory_dropout: float = 0.1,
         codes_share: float = 0.1,
-        new_item_boost: float = 2.0,
+        new_item_boost: float = 0.0,
         autocast: bool = True,
     ) -> None:
         counts = {
@@ -111,10 +111,9 @@ class GenerativeRecommender:
             check_count(_CLASS, name, value)
         for name, rate in (("dropout", dropout), ("memory_dropout", memory_dropout)):
             check_rate(_CLASS, name, rate)
-        if not codes_share >= 0:
-            raise ConfigError(f"{_CLASS}: codes_share={codes_share} must be at least 0.")
         self.ids = ids
-        self.codes_share, self.new_item_boost = float(codes_share), float(new_item_boost)
+        self.codes_share = check_number(_CLASS, "codes_share", codes_share, least=0)
+        self.new_item_boost = check_number(_CLASS, "new_item_boost", new_item_boost)
         self.autocast = autocast
         self.model: SequenceModel | None = None
         self._shape: dict[str, Any] = counts | {
@@ -166,13 +165,23 @@ class GenerativeRecommender:
             Losses and validation of each epoch.
 
         Raises:
+            ConfigError: If a number is out of its range.
             DataError: If there are no two items with interactions, an item without semantic ID, or
                 no user to validate on.
             ArtifactError: If the checkpoint is damaged or of another training.
         """
         where = f"{_CLASS}.fit"
-        for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
-            check_count(where, name, value)
+        settings = Settings(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            codes_weight=codes_weight,
+            averaging=averaging,
+            patience=patience,
+            autocast=self.autocast,
+            seed=seed,
+        )
         if validation is not None and not len(validation.targets):
             raise DataError(f"{where}: validation has no user. Pass some, or None.")
         codes = codes_of(where, self.ids, sequences.item_ids)
@@ -194,17 +203,6 @@ class GenerativeRecommender:
         self.model.to(device)
         histories = sequences.take(sequences.lengths > 0).padded(self.model.history_length)
         histories = np.where(histories >= 0, known[np.maximum(histories, 0)], -1)
-        settings = Settings(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            codes_weight=codes_weight,
-            averaging=averaging,
-            patience=patience,
-            autocast=self.autocast,
-            seed=seed,
-        )
         self._catalogue = None
         return train(
             self.model,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rqtoolkit.errors import ArtifactError
+from rqtoolkit.functional.arguments import check_count, check_number, check_rate
 from rqtoolkit.functional.progress import Progress, report
 from rqtoolkit.io.artifact import check_tensors, read_artifact, write_artifact
 from rqtoolkit.semantic_ids.recommend.sequence_model import SequenceModel
@@ -41,6 +42,9 @@ class Settings:
         patience: Epochs without a better validation after which training stops.
         autocast: Compute matrix products in bfloat16.
         seed: Of order and dropout.
+
+    Raises:
+        ConfigError: If one is out of its range.
     """
 
     epochs: int
@@ -52,6 +56,15 @@ class Settings:
     patience: int
     autocast: bool
     seed: int
+
+    def __post_init__(self) -> None:
+        where = "GenerativeRecommender.fit"
+        for name in ("epochs", "batch_size", "patience"):
+            check_count(where, name, getattr(self, name))
+        check_number(where, "learning_rate", self.learning_rate, over=0)
+        for name in ("weight_decay", "codes_weight"):
+            check_number(where, name, getattr(self, name), least=0)
+        check_rate(where, "averaging", self.averaging)
 
 
 @dataclass(frozen=True)

@@ -30,15 +30,17 @@ def tune(
     """Set `new_item_boost` and `codes_share` of a fitted recommender to what validation supports.
 
     The boost comes first: the largest that costs no more than a share of the NDCG@10 of all users,
-    as log q alone gives it. It holds for about as many new items as the catalogue has now: when
-    many more have come, tune again. The share of the codes is then the one with the best NDCG@10;
-    whether codes add to the items' scores or take from them differs from training to training.
+    as log q alone gives it. What new items gain makes up for what the others lose, so that it
+    holds while as many users turn to new items as in the validation, and for about as many of them
+    as the catalogue has now: when many more have come, tune again. The share of the codes is then
+    the one with the best NDCG@10; whether codes add to the items' scores or take from them differs
+    from training to training.
 
     Args:
         recommender: Fitted.
         validation: Histories and next items.
-        boosts: Values of new_item_boost to try, in nats. Where all items of the catalogue were met
-            in training there is nothing to measure, and it stays as it is.
+        boosts: Values of new_item_boost to try, in nats. Where no target of the validation is an
+            item new to training there is nothing to measure, and it stays as it is.
         cost: Share of NDCG@10, in comparison with the smallest boost, that may be lost.
         shares: Values of codes_share to try; of equal ones the smallest is taken.
         users: Users to try shares on, drawn at random; boosts are tried on all.
@@ -61,7 +63,7 @@ def tune(
         ranks = target_ranks(recommender, split, k=_K, by=by, progress=progress)
         return float(ranks.gains(_K).mean())
 
-    if recommender.new_items(validation.histories.item_ids).any():
+    if recommender.new_items(validation.histories.item_ids)[validation.targets].any():
         recommender.codes_share = 0.0
         chosen, *others = sorted(boosts)
         recommender.new_item_boost = float(chosen)

@@ -8,7 +8,9 @@ from safetensors import safe_open
 from rqtoolkit.errors import ArtifactError, ConfigError, DataError
 from rqtoolkit.semantic_ids import SemanticIDs
 from rqtoolkit.semantic_ids.recommend import Sequences, evaluate_next_item, tune
+from rqtoolkit.semantic_ids.recommend.evaluation import target_ranks
 from rqtoolkit.semantic_ids.recommend.generative import GenerativeRecommender
+from rqtoolkit.semantic_ids.recommend.sequences import Split
 from rqtoolkit.semantic_ids.recommend.training import Settings, train
 
 ITEMS = 36
@@ -78,15 +80,17 @@ def validated(recommender, sequences):
 
 
 def test_new_items_come_forward_as_far_as_the_others_can_bear(fitted, sequences, monkeypatch):
-    validation = sequences.leave_one_out().validation
-    assert fitted.new_items(sequences.item_ids).sum() >= 2  # the walk leaves them out
+    histories, targets = sequences.leave_one_out().validation
+    new = np.flatnonzero(fitted.new_items(sequences.item_ids))
+    assert len(new) >= 2  # the walk leaves them out
+    validation = Split(histories, np.concatenate([new[:1], targets[1:]]))
     for name in ("codes_share", "new_item_boost"):
         monkeypatch.setattr(fitted, name, 0.0)
     boosts = [float(boost) for boost in range(0, 24, 2)]
     gains = []
     for boost in boosts:
         fitted.new_item_boost = boost
-        gains.append(validated(fitted, sequences))
+        gains.append(target_ranks(fitted, validation, k=10, by="scores").gains(10).mean())
     assert gains[-1] < 0.95 * gains[0]
     for cost in (0.0, 0.05):
         tune(fitted, validation, boosts=boosts[::-1], cost=cost, shares=(0.0,))
@@ -94,13 +98,32 @@ def test_new_items_come_forward_as_far_as_the_others_can_bear(fitted, sequences,
         assert fitted.new_item_boost == boosts[over[0] - 1]
 
 
-def test_without_new_items_nothing_is_said_of_them():
-    every = Sequences.from_lists([NAMES[:ITEMS]] * 4, item_ids=NAMES[:ITEMS])
-    recommender = make(new_item_boost=1.25)
-    recommender.fit(every, **FIT | {"epochs": 1})
-    assert not recommender.new_items(every.item_ids).any()
-    tune(recommender, every.leave_one_out().validation, shares=(0.0,))
-    assert recommender.new_item_boost == 1.25
+def test_without_users_of_new_items_nothing_is_said_of_them(fitted, sequences, monkeypatch):
+    validation = sequences.leave_one_out().validation
+    new = fitted.new_items(sequences.item_ids)
+    assert new.any()
+    assert not new[validation.targets].any()
+    for boost in (0.0, 1.25):
+        monkeypatch.setattr(fitted, "new_item_boost", boost)
+        monkeypatch.setattr(fitted, "codes_share", 0.0)
+        tune(fitted, validation, shares=(0.0,))
+        assert fitted.new_item_boost == boost
+
+
+def test_copies_added_later_do_not_flood_the_lists(sequences):
+    recommender, (train, validation, _) = make(), sequences.leave_one_out()
+    recommender.fit(train, validation=validation, **FIT)
+    tune(recommender, validation)
+    before = evaluate_next_item(recommender, sequences).all
+    copies = np.concatenate([CODES[:ITEMS], np.repeat([[0, 0, 3]], 5, 0)])  # next to the first
+    names = np.concatenate([NAMES[:ITEMS], [f"copy {number}" for number in range(5)]])
+    recommender.ids = SemanticIDs.from_codes(
+        copies, names, codebook_sizes=(8, 8, 8), collisions="allow"
+    )
+    grown = Sequences(sequences.items, sequences.offsets, names, sequences.user_ids)
+    after = evaluate_next_item(recommender, grown).all
+    assert after.recall[5] >= before.recall[5] - 0.02
+    assert after.ndcg[10] >= before.ndcg[10] - 0.02
 
 
 def test_as_many_beams_as_items_give_the_exact_list(fitted, sequences):
@@ -259,5 +282,15 @@ def test_what_cannot_be_is_said(fitted, sequences):
         make().fit(sequences, validation=validation)
     with pytest.raises(ConfigError, match="dropout"):
         make(dropout=1.0)
-    with pytest.raises(ConfigError, match="codes_share"):
-        make(codes_share=-1.0)
+    for changes in ({"codes_share": -1.0}, {"codes_share": np.nan}, {"new_item_boost": np.nan}):
+        with pytest.raises(ConfigError, match=f"{next(iter(changes))}=.* must be"):
+            make(**changes)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"learning_rate": 0}, {"learning_rate": np.nan}, {"weight_decay": -1}, {"averaging": 1}],
+)
+def test_training_refuses_numbers_it_cannot_work_with(sequences, wrong):
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))}=.* must be"):
+        make().fit(sequences, **wrong)
