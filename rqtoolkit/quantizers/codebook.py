@@ -147,10 +147,15 @@ class CodebookTables(nn.Module):
             return CodebookProducts.of(levels, self.level_penalties(depth), both_ways=both_ways)
         source = (self.tables, self.penalties)
         key = (depth, both_ways, *((id(t), t.data_ptr(), t._version) for t in source))
-        if self._kept is None or self._kept[0] != key:
+        kept = self._kept
+        # What writes a parameter's `.data`, as averages of weights do, is not counted as a change
+        if kept is None or kept[0] != key or self.learnable and not kept[1][0].equal(self.tables):
             made = CodebookProducts.of(levels, self.level_penalties(depth), both_ways=both_ways)
-            self._kept = (key, source, made)  # the source stays alive, so that its id stays its own
-        return self._kept[2]
+            if self.learnable:
+                source = (self.tables.detach().clone(), self.penalties)
+            kept = (key, source, made)  # the source stays alive, so that its id stays its own
+            self._kept = kept
+        return kept[2]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies and pickles what can be computed again."""

@@ -77,6 +77,7 @@ def test_a_compiled_training_step_equals_the_eager_one(options, masked):
         torch.testing.assert_close(out.commitment_loss, expected.commitment_loss)
         torch.testing.assert_close(gradient, expected_gradient)
         assert out.stats.dead == expected.stats.dead
+        assert torch.equal(quantizer.encode(x, beam=2), copy.deepcopy(quantizer).encode(x, beam=2))
         for name, tensor in quantizer.state_dict().items():
             torch.testing.assert_close(tensor, eager.state_dict()[name], msg=name)
     if options.get("restart_threshold") != 0:
@@ -140,12 +141,15 @@ def test_the_update_of_the_paper_breaks_the_graph_and_is_the_same():
     not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))),
     reason="the default compiler of torch needs one for C++",
 )
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the compiler imports
 def test_the_default_compiler_trains_and_encodes():
     quantizer, x = started(codebook_size=4), torch.randn(200, DIM)
     call = compiled(quantizer, backend="inductor")
+    quantizer.encode(x)
     for _ in range(5):
         out, _ = step(call, x)
     assert out.stats.usage == [1.0] * DEPTH
     assert quantizer.codebooks.isfinite().all()
+    assert torch.equal(quantizer.encode(x), copy.deepcopy(quantizer).encode(x))
     encode = compiled(quantizer.eval().encode, backend="inductor")
     assert torch.equal(encode(x), quantizer.encode(x))
