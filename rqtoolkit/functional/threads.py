@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from threadpoolctl import threadpool_limits
 
+from rqtoolkit.functional.arguments import check_count
+
 __all__ = ["limited_threads"]
 
 
@@ -17,11 +19,14 @@ def limited_threads(threads: int | None) -> Iterator[None]:
     Args:
         threads: At most so many, at least 1, and no more than there are cores; None leaves
             everything as it is.
+
+    Raises:
+        ConfigError: If threads is no integer of at least 1.
     """
     if threads is None:
         yield
         return
-    threads = min(threads, os.cpu_count() or 1)
+    threads = min(check_count("limited_threads", "threads", threads), os.cpu_count() or 1)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

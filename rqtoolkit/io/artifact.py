@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rqtoolkit.errors import ArtifactError, RQToolkitError
+from rqtoolkit.functional.devices import check_device
 from rqtoolkit.io.atomic import atomic_path
 
 __all__ = [
@@ -111,7 +112,9 @@ def read_artifact(
     Raises:
         ArtifactError: If the file is missing, unreadable, truncated, foreign, of an unknown
             version, or holds another class.
+        ConfigError: If the device is unknown or not there.
     """
+    check_device(f"{class_name}.load", device)
     where = f"{class_name}.load: {path}"
     with _opened(path, where, device) as file:
         metadata = _checked(file.metadata() or {}, where)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import shutil
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -21,6 +22,16 @@ from rqtoolkit.io.atomic import atomic_folder, atomic_path
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.loading import quantizer_kind
 from rqtoolkit.semantic_ids.items import as_item_ids
+from rqtoolkit.semantic_ids.manifest import (
+    CODEBOOKS,
+    FORMAT,
+    FORMAT_VERSION,
+    IDS,
+    MANIFEST,
+    RETIRED,
+    read_manifest,
+)
+from rqtoolkit.semantic_ids.stacks import stack_numbers
 from rqtoolkit.semantic_ids.standardize import Standardization
 
 if TYPE_CHECKING:
@@ -28,25 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "save"]
 
-_FORMAT, _FORMAT_VERSION = "rqtoolkit semantic ids", 1
-_MANIFEST, _CODEBOOKS = "manifest.json", "codebooks.safetensors"
-_IDS, _RETIRED = "ids.parquet", "retired.parquet"
-_OWN = (_MANIFEST, _CODEBOOKS, _IDS, _RETIRED)
+_OWN = (MANIFEST, CODEBOOKS, IDS, RETIRED)
 _CLASS = "SemanticIDs"
-_ENTRIES = (
-    "version",
-    "history",
-    "items",
-    "retired",
-    "depth",
-    "codebook_sizes",
-    "collisions",
-    "dim",
-    "encoder",
-    "mse",
-    "fitted_with",
-    "files",
-)
 
 
 def save(self: "SemanticIDs", folder: str | Path) -> None:
@@ -56,19 +50,24 @@ def save(self: "SemanticIDs", folder: str | Path) -> None:
     the number of the version that published it. `retired.parquet` holds the same of items removed,
     where there are any. `codebooks.safetensors` has the quantizer, and centre and scale of the
     embeddings. An older folder of semantic IDs is replaced as a whole, and what else lies in it is
-    kept; wherever saving is interrupted, `load` finds the one or the other.
+    kept; wherever saving is interrupted, `load` finds the one or the other. A shell that stands in
+    the folder has to enter it again: `cd .`.
 
     Args:
         self: Semantic IDs.
-        folder: Where to write; its parent has to exist.
+        folder: Where to write; its parent has to exist. Of a link, what it leads to is replaced.
 
     Raises:
         ArtifactError: If the folder holds something else, or cannot be written.
     """
-    path = Path(folder)
+    path = Path(folder).resolve()  # of a link, what it leads to is replaced
+    if path.exists() and not path.is_dir():
+        raise ArtifactError(
+            f"SemanticIDs.save: {folder} has to be a folder; got a file. Choose another name."
+        )
     _recover(path)
     if path.is_dir() and any(path.iterdir()):
-        _read_manifest("SemanticIDs.save", path)  # nothing but our own is replaced
+        read_manifest("SemanticIDs.save", path)  # nothing but our own is replaced
     staged = path.with_name(f".{path.name}.next")
     shutil.rmtree(staged, ignore_errors=True)
     with atomic_folder(staged) as temporary:
@@ -77,9 +76,12 @@ def save(self: "SemanticIDs", folder: str | Path) -> None:
             if other.name not in _OWN:
                 copy: Any = shutil.copytree if other.is_dir() else shutil.copy2
                 copy(other, temporary / other.name)
+    working_folder = path.is_dir() and path.samefile(".")
     if path.is_dir():
         path.rename(_previous(path))
     staged.rename(path)
+    if working_folder:
+        os.chdir(path)  # and not in the one that is removed now
     shutil.rmtree(_previous(path), ignore_errors=True)
 
 
@@ -102,27 +104,30 @@ def load(
 
     Raises:
         ArtifactError: If a file is missing, damaged, foreign, of an unknown version or changed
-            since; or if the IDs were made for another encoder or dim.
+            since; if its entries contradict each other; or if the IDs were made for another encoder
+            or dim.
+        ConfigError: If the device is unknown or not there.
     """
     path = Path(folder)
-    if not path.exists() and _previous(path).is_dir():
-        path = _previous(path)  # replacing it was interrupted, or is under way
+    if not path.exists() and _previous(path.resolve()).is_dir():
+        path = _previous(path.resolve())  # replacing it was interrupted, or is under way
     where = "SemanticIDs.load"
-    manifest = _read_manifest(where, path)
+    manifest = read_manifest(where, path)
     _check_expected(where, path, manifest, encoder=encoder, dim=dim)
     for name, checksum in manifest["files"].items():
         _check_file(where, path / name, checksum)
     quantizer, standardization = None, None
-    if _CODEBOOKS in manifest["files"]:
-        quantizer, standardization = _read_codebooks(path / _CODEBOOKS, device)
+    if CODEBOOKS in manifest["files"]:
+        quantizer, standardization = _read_codebooks(path / CODEBOOKS, device)
+        _check_codebooks(where, path, manifest, quantizer, standardization)
     length = len(manifest["codebook_sizes"])
-    item_ids, codes, added = _read_items(where, path / _IDS, manifest["items"], length, "added")
+    item_ids, codes, added = _read_items(where, path / IDS, manifest["items"], length, "added")
     retired_ids, retired_codes = item_ids[:0], codes[:0]
-    if _RETIRED in manifest["files"]:
-        retired_ids, retired_codes = _read_items(
-            where, path / _RETIRED, manifest["retired"], length
-        )
+    if RETIRED in manifest["files"]:
+        retired_ids, retired_codes = _read_items(where, path / RETIRED, manifest["retired"], length)
         item_ids = item_ids if len(item_ids) else retired_ids[:0]
+    _check_codes(where, path / IDS, manifest, codes, added)
+    _check_codes(where, path / RETIRED, manifest, retired_codes)
     return cls(
         item_ids=item_ids,
         codes=codes,
@@ -143,14 +148,14 @@ def load(
 
 def _write(ids: "SemanticIDs", folder: Path) -> None:
     if ids.quantizer is not None and ids.standardization is not None:
-        _write_codebooks(folder / _CODEBOOKS, ids.quantizer, ids.standardization)
-    _write_items(folder / _IDS, ids.item_ids, ids.codes, ids.codebook_sizes, added=ids.added)
+        _write_codebooks(folder / CODEBOOKS, ids.quantizer, ids.standardization)
+    _write_items(folder / IDS, ids.item_ids, ids.codes, ids.codebook_sizes, added=ids.added)
     if len(ids.retired_ids):
-        _write_items(folder / _RETIRED, ids.retired_ids, ids.retired_codes, ids.codebook_sizes)
+        _write_items(folder / RETIRED, ids.retired_ids, ids.retired_codes, ids.codebook_sizes)
     names = sorted(path.name for path in folder.iterdir())
     manifest = {
-        "format": _FORMAT,
-        "format_version": _FORMAT_VERSION,
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
         "library_version": installed_version("rqtoolkit"),
         "version": ids.version,
         "parent": ids.parent,
@@ -167,7 +172,7 @@ def _write(ids: "SemanticIDs", folder: Path) -> None:
         "files": {name: _checksum(folder / name) for name in names},
         "history": list(ids.history),
     }
-    with atomic_path(folder / _MANIFEST) as temporary:
+    with atomic_path(folder / MANIFEST) as temporary:
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -183,6 +188,8 @@ def _write_codebooks(path: Path, quantizer: Quantizer, standardization: Standard
 
 def _read_codebooks(path: Path, device: str | torch.device) -> tuple[Quantizer, Standardization]:
     header, tensors = read_artifact(path, class_name=_CLASS, device=device)
+    if not {"class", "arguments"} <= header.keys() or not {"center", "scale"} <= tensors.keys():
+        raise ArtifactError(f"SemanticIDs.load: {path} lacks a part of codebooks. Save it again.")
     kind = quantizer_kind(path, header["class"])
     own = {name: t for name, t in tensors.items() if name.startswith("quantizer.")}
     stored = {name.removeprefix("quantizer."): tensor for name, tensor in own.items()}
@@ -214,8 +221,9 @@ def _read_items(
         table = pq.read_table(path)
         columns = [table.column(f"code_{level}").to_numpy() for level in range(length)]
         item_ids = as_item_ids(where, table.column("item_id"))
-        rest = [table.column(name).to_numpy() for name in others]
-    except (OSError, KeyError, pa.ArrowException) as error:
+        rest = [table.column(name).to_numpy().astype(np.int32) for name in others]
+        codes = np.column_stack(columns).astype(np.int64)
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(
             f"{where}: {path} is no table of item ids and codes; got {error}. Save it again."
         ) from error
@@ -224,31 +232,7 @@ def _read_items(
             f"{where}: {path} has to have {rows} rows as the manifest says; got {len(item_ids)}. "
             "Save it again."
         )
-    return item_ids, np.column_stack(columns).astype(np.int64), *rest
-
-
-def _read_manifest(where: str, folder: Path) -> dict[str, Any]:
-    path = folder / _MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{where}: {folder} is no folder of semantic IDs; got {_MANIFEST}: {error}. "
-            "Name a folder that SemanticIDs.save wrote."
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise ArtifactError(
-            f"{where}: {path} is not of semantic IDs. Name a folder that SemanticIDs.save wrote."
-        )
-    if manifest.get("format_version") != _FORMAT_VERSION:
-        raise ArtifactError(
-            f"{where}: {path} has format_version={manifest.get('format_version')!r}; this "
-            f"rqtoolkit reads {_FORMAT_VERSION}. Update rqtoolkit."
-        )
-    lacking = [name for name in _ENTRIES if name not in manifest]
-    if lacking:
-        raise ArtifactError(f"{where}: {path} lacks {', '.join(lacking)}. Save it again.")
-    return manifest
+    return item_ids, codes, *rest
 
 
 def _check_expected(
@@ -262,6 +246,56 @@ def _check_expected(
             )
 
 
+def _check_codebooks(
+    where: str,
+    path: Path,
+    manifest: dict[str, Any],
+    quantizer: Quantizer,
+    standardization: Standardization,
+) -> None:
+    own = {"dim": quantizer.dim, "codebook_sizes": list(quantizer.codebook_sizes)}
+    told = {**manifest, "codebook_sizes": manifest["codebook_sizes"][: manifest["depth"]]}
+    for name, value in own.items():
+        if told[name] != value:
+            raise ArtifactError(
+                f"{where}: {path / MANIFEST} was changed: {name}={told[name]} is not that of "
+                f"{CODEBOOKS}; got {value} there. Bring back the manifest that was saved."
+            )
+    if not standardization.center.shape == standardization.scale.shape == (quantizer.dim,):
+        raise ArtifactError(
+            f"{where}: {path / CODEBOOKS} has to have centre and scale of {quantizer.dim} numbers. "
+            "Save it again."
+        )
+
+
+def _check_codes(
+    where: str,
+    path: Path,
+    manifest: dict[str, Any],
+    codes: NDArray[np.int64],
+    added: NDArray[np.int32] | None = None,
+) -> None:
+    """Refuse codes and versions of items that the manifest does not allow."""
+    sizes = np.array(manifest["codebook_sizes"])
+    outside = ((codes < 0) | (codes >= sizes)).any(axis=1)
+    if added is not None:
+        outside |= (added < 0) | (added > len(manifest["history"]))
+    if outside.any():
+        raise ArtifactError(
+            f"{where}: {path} does not fit {MANIFEST}: codes have to be below "
+            f"{tuple(sizes.tolist())}, and versions no later than {len(manifest['history'])}; got "
+            f"others in row {np.argmax(outside)}. Bring back the files that were saved."
+        )
+    if added is not None and manifest["collisions"] != "allow":
+        distinct = len(np.unique(stack_numbers(codes, sizes.tolist())))
+        if distinct < len(codes):
+            raise ArtifactError(
+                f"{where}: {path} has to have codes that differ, with "
+                f"collisions={manifest['collisions']!r} in {MANIFEST}; got {len(codes) - distinct} "
+                "too many. Bring back the files that were saved."
+            )
+
+
 def _check_file(where: str, path: Path, checksum: str) -> None:
     if not path.is_file():
         raise ArtifactError(f"{where}: {path} is missing. Save the semantic IDs again.")
@@ -269,7 +303,7 @@ def _check_file(where: str, path: Path, checksum: str) -> None:
     if found != checksum:
         raise ArtifactError(
             f"{where}: {path} was changed since it was saved; got sha256 {found[:12]}… in place of "
-            f"{checksum[:12]}…. Bring back the file that belongs to {_MANIFEST}."
+            f"{checksum[:12]}…. Bring back the file that belongs to {MANIFEST}."
         )
 
 

@@ -29,6 +29,7 @@ INTERNAL = {
     "rqtoolkit.semantic_ids.code_checks",
     "rqtoolkit.semantic_ids.decoding.compiled_walk",
     "rqtoolkit.semantic_ids.decoding.tensor_walk",
+    "rqtoolkit.semantic_ids.manifest",
     "rqtoolkit.semantic_ids.recommend.catalogue",
     "rqtoolkit.semantic_ids.recommend.lists",
     "rqtoolkit.semantic_ids.report_page",

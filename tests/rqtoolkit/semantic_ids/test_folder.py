@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from rqtoolkit import ResidualQuantizer, SemanticIDs
-from rqtoolkit.errors import ArtifactError
+from rqtoolkit.errors import ArtifactError, ConfigError
 from rqtoolkit.quantizers import load_quantizer
 from rqtoolkit.semantic_ids import folder as folders
 
@@ -154,6 +154,95 @@ def test_manifests_that_lack_something_are_refused(saved, missing):
     (saved / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=f"lacks {missing}"):
         SemanticIDs.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 3}, "version has to be a string; got 3"),
+        ({"history": "abc"}, "history has to be a list of strings; got 'abc'"),
+        ({"history": None}, "history has to be a list of strings; got None"),
+        ({"items": "x"}, "items has to be an integer"),
+        ({"retired": -1}, "retired has to be an integer"),
+        ({"depth": True}, "depth has to be an integer"),
+        (
+            {"depth": 2},
+            r"codebook_sizes has to have 2 numbers with .*; got \[8, 8, 8\]",
+        ),
+        ({"depth": 7}, "codebook_sizes has to have 7 numbers"),
+        ({"codebook_sizes": [8, 8]}, "codebook_sizes has to have 3 numbers"),
+        ({"codebook_sizes": None}, "codebook_sizes has to be a list of integers"),
+        ({"codebook_sizes": [8, 8, 9]}, r"codebook_sizes=\[8, 8, 9\] is not that of codebooks"),
+        ({"collisions": "foo"}, "collisions has to be one of match, token, allow; got 'foo'"),
+        ({"collisions": "token"}, "codebook_sizes has to have 4 numbers"),
+        ({"dim": 3}, "dim=3 is not that of codebooks.safetensors; got 6"),
+        ({"dim": "x"}, "dim has to be a positive integer"),
+        ({"encoder": 3}, "encoder has to be a string"),
+        ({"mse": "x"}, "mse has to be a number"),
+        ({"fitted_with": 3}, "fitted_with has to be a map"),
+        ({"files": None}, "files has to map names to checksums"),
+        ({"files": {}}, "files has to name codebooks.safetensors, ids.parquet with dim=6"),
+        ({"files": {"../thesis.txt": "0"}}, "files has to name codebooks.safetensors, ids.parquet"),
+    ],
+)
+def test_manifests_that_were_edited_are_refused(saved, changes, message):
+    manifest_with(saved, **changes)
+    with pytest.raises(ArtifactError, match=message):
+        SemanticIDs.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("codes", "added", "message"),
+    [
+        ([[0, 1], [2, 2], [0, 1]], 0, r"codes that differ, with collisions='match' .* got 1 too"),
+        ([[0, 1], [2, 3], [0, 0]], 0, r"below \(3, 3\), and versions no later than 0; .* in row 1"),
+        ([[0, 1], [2, 2], [0, 0]], 1, "versions no later than 0; got others in row 0"),
+        ([["a", "b"]] * 3, 0, "no table of item ids and codes"),
+    ],
+)
+def test_tables_that_do_not_fit_the_manifest_are_refused(tmp_path, codes, added, message):
+    folder = tmp_path / "ids"
+    SemanticIDs.from_codes([[0, 1], [2, 2], [0, 0]], collisions="match").save(folder)
+    assert len(SemanticIDs.load(folder)) == 3
+    table = pd.DataFrame(codes, columns=["code_0", "code_1"])
+    table.insert(0, "item_id", np.arange(3))
+    table.assign(added=np.int32(added)).to_parquet(folder / "ids.parquet")
+    manifest_with(folder, files={"ids.parquet": folders._checksum(folder / "ids.parquet")})
+    with pytest.raises(ArtifactError, match=message):
+        SemanticIDs.load(folder)
+
+
+def test_devices_that_are_not_there_are_named(saved):
+    with pytest.raises(ConfigError, match="device='foo' cannot be used here; torch says"):
+        SemanticIDs.load(saved, device="foo")
+
+
+def test_a_link_to_a_folder_stays(saved, tmp_path):
+    (tmp_path / "current").symlink_to("ids")
+    through_link = SemanticIDs.load(tmp_path / "current")
+    through_link.remove(NAMES[:1])
+    through_link.save(tmp_path / "current")
+    assert (tmp_path / "current").is_symlink()
+    assert SemanticIDs.load(saved).version == through_link.version
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "ids"]
+    saved.rename(tmp_path / ".ids.previous")  # while another process replaces it
+    assert SemanticIDs.load(tmp_path / "current").version == through_link.version
+
+
+def test_the_working_folder_is_replaced_and_stays_the_working_folder(saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    inside = SemanticIDs.load(".")
+    inside.remove(NAMES[:1])
+    inside.save(".")
+    assert SemanticIDs.load(".").version == SemanticIDs.load(saved).version == inside.version
+    assert [path.name for path in saved.parent.iterdir()] == ["ids"]
+
+
+def test_a_file_in_the_way_is_kept(ids, tmp_path):
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(ArtifactError, match=r"thesis.txt has to be a folder; got a file"):
+        ids.save(tmp_path / "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_nothing_else_is_replaced(ids, saved, tmp_path):
