@@ -18,6 +18,7 @@ from benchmarks.trainable.plan import OWN, SHAPES, Shape, build
 __all__ = ["PEER", "measure_memory", "measure_times"]
 
 PEER = "vqp"
+SETTINGS = {OWN: {}, PEER: {"rotation_trick": False}}  # both straight through
 LONGEST = 60.0
 WARM_UP = 512  # vectors, enough for what is loaded on first use
 
@@ -25,10 +26,10 @@ WARM_UP = 512  # vectors, enough for what is loaded on first use
 def training_step(name: str, shape: Shape) -> Callable[[], None]:
     """Return a step on normal vectors.
 
-    k-means starts are left out: they come once in a training. Both libraries restart dead entries.
+    k-means is left out, which comes once in a training; both libraries restart dead entries.
     """
     torch.manual_seed(0)
-    layer = build(name, shape.dim, shape.depth, shape.size, kmeans_init=False)
+    layer = build(name, shape.dim, shape.depth, shape.size, kmeans_init=False, **SETTINGS[name])
     x = torch.randn(1, shape.rows, shape.dim, requires_grad=True)
 
     def step() -> None:
