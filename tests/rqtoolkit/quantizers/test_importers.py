@@ -197,6 +197,7 @@ def test_encodec():
     assert_same(from_encodec(module.state_dict()), x, quantized, codes.permute(1, 2, 0))
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_dac():
     dac = pytest.importorskip("dac.nn.quantize", exc_type=ImportError)
     module = dac.ResidualVectorQuantize(32, n_codebooks=5, codebook_size=64).eval()
