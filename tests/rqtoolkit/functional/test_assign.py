@@ -62,6 +62,25 @@ def test_ties_go_to_the_lowest_code():
     assert nearest_codes(torch.tensor([[0.0], [1.0], [-1.0]]), table).tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize("size", [1, 31, 32, 64, 1000, 1024])
+def test_the_nearest_is_the_first_of_the_nearest_whatever_else_is_asked(size):
+    generator = torch.Generator().manual_seed(size)
+    # Integers, so that there is no rounding and there are many ties.
+    table = torch.randint(-2, 3, (size, 4), generator=generator).float()
+    x = torch.randint(-3, 4, (700, 4), generator=generator).float()
+    table -= table.mean(dim=0).round()
+    distances = (x[:, None] - table).square().sum(dim=2)
+    codes = nearest_codes(x, table)
+    chosen = distances.gather(1, codes[:, None])
+    assert torch.equal(chosen, distances.amin(dim=1, keepdim=True))
+    first = (distances == chosen).int().argmax(dim=1)
+    copies = (table[codes] == table[first]).all(dim=1)
+    assert torch.equal(codes[copies], first[copies])
+    noise = torch.randn(x.shape, generator=generator)
+    alone = torch.cat([nearest_codes(row[None], table) for row in (x + noise)[:50]])
+    assert torch.equal(alone, nearest_codes(x + noise, table)[:50])
+
+
 def test_data_far_from_the_origin_lose_nothing():
     x, tables = problem(1, rows=200, dim=16, sizes=(64,))
     near = nearest_codes(x, tables[0])
