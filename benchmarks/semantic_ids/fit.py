@@ -46,7 +46,6 @@ BEAUTY = "data/recsys/beauty/item_embeddings.npy"
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "level by level": {"settings": {"rounds": 0}},
-    "thorough": {"settings": {"starts": 5, "iterations": 80, "rounds": 12, "beam": 16}},
     "balance 4": {"balance": 4.0},
     "balance 2": {"balance": 2.0},
     "balance 1.5": {"balance": 1.5},
