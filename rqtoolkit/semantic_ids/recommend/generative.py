@@ -15,7 +15,13 @@ from rqtoolkit.functional.arguments import check_count, check_number, check_rate
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.io.artifact import check_tensors, constructing, read_artifact, write_artifact
 from rqtoolkit.semantic_ids.ids import SemanticIDs
-from rqtoolkit.semantic_ids.recommend.catalogue import Catalogue, codes_of
+from rqtoolkit.semantic_ids.recommend.catalogue import (
+    Catalogue,
+    check_unmoved,
+    codes_of,
+    fingerprints,
+    known_items,
+)
 from rqtoolkit.semantic_ids.recommend.collaborative import start_vectors
 from rqtoolkit.semantic_ids.recommend.lists import best_items, chosen_items, split_users
 from rqtoolkit.semantic_ids.recommend.ranking import leaf_log_probabilities, search_codes
@@ -27,7 +33,7 @@ from rqtoolkit.semantic_ids.recommend.training import Epoch, Settings, train
 __all__ = ["GenerativeRecommender"]
 
 _CLASS = "GenerativeRecommender"
-_FILE = "recommender.safetensors"
+_FILE, _MET = "recommender.safetensors", "met_items"
 _USERS = 64  # taken through the body at once
 _BEAMS = 50
 
@@ -44,7 +50,8 @@ class GenerativeRecommender:
 
     with q and p of `SequenceModel`. Items added to the semantic IDs after training have codes, no
     memory, and can be recommended at once; for them log q + new_item_boost stands in for both
-    terms, since their codes are none that training has ever seen to follow.
+    terms, since their codes are none that training has ever seen to follow. A counter that has
+    grown past the model's adds nothing: such items are known by their other codes.
 
     Args:
         ids: Semantic IDs of the catalogue; they may grow later.
@@ -57,9 +64,8 @@ class GenerativeRecommender:
         memory_dropout: Chance of training without the memory of an item. It decides how far items
             that nobody has met yet come forward.
         codes_share: Weight of the codes in the score of an item.
-        new_item_boost: Nats added to log q of items not met in training. 0 is what training on the
-            past supports, and shows them to few; more brings them forward at the expense of the
-            others, how much only a validation with new items can tell. `tune` chooses both.
+        new_item_boost: Nats added to log q of items not met in training: more brings them forward
+            at the expense of the others. `tune` finds both weights where validation supports them.
         autocast: Compute the products of training and of the prefix tree in bfloat16. On
             processors without instructions for it, False is faster.
 
@@ -121,6 +127,7 @@ class GenerativeRecommender:
             "memory_dropout": memory_dropout,
         }
         self._catalogue: Catalogue | None = None
+        self._met = np.empty(0, np.int64)  # fingerprints of the items met in training
 
     def fit(
         self,
@@ -186,16 +193,12 @@ class GenerativeRecommender:
             raise DataError(f"{where}: validation has no user. Pass some, or None.")
         codes = codes_of(where, self.ids, sequences.item_ids)
         met = np.flatnonzero(sequences.counts)
-        known_codes, leaf = np.unique(codes[met], axis=0, return_inverse=True)
-        if (count := len(known_codes)) < 2:
-            raise DataError(
-                f"{where}: sequences must have two semantic IDs or more; got {count}. Pass more."
-            )
-        known = np.full(len(codes), -1)
-        known[met] = leaf.reshape(-1)
+        known, known_codes = known_items(where, codes, met)
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            self.model = self._make(torch.from_numpy(known_codes))
+            table = torch.from_numpy(known_codes)
+            self.model = SequenceModel(table, self.ids.codebook_sizes, **self._shape)
+        self._met = fingerprints(sequences.item_ids[met], codes[met])
         tables, memories = start_vectors(
             sequences, known, known_codes, self.ids.codebook_sizes, self.model.transformer.dim
         )
@@ -303,18 +306,22 @@ class GenerativeRecommender:
 
         Raises:
             ConfigError: If the recommender is not fitted.
-            ArtifactError: If the folder holds something else, or cannot be written.
+            ArtifactError: If the folder holds something else, or cannot be written; or if `ids`
+                were replaced by some in which items have moved.
         """
         model = self._fitted(f"{_CLASS}.save")
+        check_unmoved(f"{_CLASS}.save: the recommender", self.ids, self._met)
         self.ids.save(folder)
         arguments = self._shape | {
             "codes_share": self.codes_share,
             "new_item_boost": self.new_item_boost,
             "autocast": self.autocast,
-            "ids_version": self.ids.version,
+            "codebook_sizes": model.transformer.codebook_sizes,
         }
-        path = Path(folder) / _FILE
-        write_artifact(path, class_name=_CLASS, arguments=arguments, tensors=model.state_dict())
+        tensors = model.state_dict() | {_MET: torch.from_numpy(self._met)}
+        write_artifact(
+            Path(folder) / _FILE, class_name=_CLASS, arguments=arguments, tensors=tensors
+        )
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> Self:
@@ -325,23 +332,21 @@ class GenerativeRecommender:
         """
         path = Path(folder) / _FILE
         ids = SemanticIDs.load(folder)
-        arguments, tensors = read_artifact(path, class_name=_CLASS, device=device)
-        version = arguments.pop("ids_version", None)
-        if version not in (ids.version, *ids.history):
+        if not path.exists():
             raise ArtifactError(
-                f"{_CLASS}.load: {path} was trained on other semantic IDs; got version {version}, "
-                f"and {ids.version} in the folder. Train again, or restore the folder."
+                f"{_CLASS}.load: {folder} has semantic IDs, but no {_FILE}. Train a recommender."
             )
+        arguments, tensors = read_artifact(path, class_name=_CLASS, device=device)
+        sizes, nothing = arguments.pop("codebook_sizes", None), torch.empty(0)
         with constructing(path):
             recommender = cls(ids, **arguments)
-            model = recommender._make(tensors["known_codes"]).to(device)
-        check_tensors(path, model.state_dict(), tensors)
+            model = SequenceModel(tensors.get("known_codes", nothing), sizes, **recommender._shape)
+        check_tensors(path, model.state_dict() | {_MET: tensors.get(_MET, nothing)}, tensors)
+        recommender._met = tensors.pop(_MET).cpu().numpy()
+        check_unmoved(f"{_CLASS}.load: {path}", ids, recommender._met)
         model.load_state_dict(tensors)
-        recommender.model = model.eval()
+        recommender.model = model.to(device).eval()
         return recommender
-
-    def _make(self, known_codes: Tensor) -> SequenceModel:
-        return SequenceModel(known_codes, self.ids.codebook_sizes, **self._shape)
 
     def _fitted(self, where: str) -> SequenceModel:
         if self.model is None:

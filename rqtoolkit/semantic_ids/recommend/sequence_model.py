@@ -118,13 +118,14 @@ class SequenceModel(nn.Module):
         """Return vectors of items.
 
         Args:
-            codes: Shape (N, depth).
+            codes: Shape (N, depth); -1 for a code that the model has no embedding of, which adds 0.
             known: Row of each in known_codes, shape (N,), int64; -1 for items without memory.
 
         Returns:
             Shape (N, dim).
         """
-        words = self.transformer.embedding.codewords(codes).sum(-2)
+        words = self.transformer.embedding.codewords(codes.clamp_min(0))
+        words = (words * (codes >= 0).unsqueeze(-1)).sum(-2)
         return words + self.memories[known.clamp_min(0)] * (known >= 0).unsqueeze(-1)
 
     def training_vectors(self) -> Tensor:

@@ -199,6 +199,49 @@ def test_ids_of_another_fit_are_refused(fitted, tmp_path):
         GenerativeRecommender.load(tmp_path / "model")
 
 
+def test_moved_items_are_refused_and_added_or_retired_ones_are_not(fitted, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    fitted.save(folder)
+    codes = np.concatenate([CODES[:ITEMS], [[0, 0, 7]]])
+    names = np.append(NAMES[:ITEMS], "item new")
+    grown = SemanticIDs.from_codes(codes, names, codebook_sizes=(8, 8, 8))
+    grown.remove([NAMES[1]])
+    grown.save(folder)
+    assert len(GenerativeRecommender.load(folder).ids) == ITEMS
+    swapped = CODES[:ITEMS].copy()
+    swapped[[3, 4]] = swapped[[4, 3]]  # the same codes, of other items
+    refitted = SemanticIDs.from_codes(swapped, NAMES[:ITEMS], codebook_sizes=(8, 8, 8))
+    refitted.history = (*grown.history, grown.version)
+    refitted.save(folder)
+    with pytest.raises(ArtifactError, match="other codes for 2 of 34 items that it met"):
+        GenerativeRecommender.load(folder)
+    monkeypatch.setattr(fitted, "ids", refitted)
+    with pytest.raises(ArtifactError, match=r"save: the recommender was trained on other"):
+        fitted.save(tmp_path / "another")
+
+
+def test_counters_may_grow_past_those_of_training(tmp_path):
+    codes = np.stack([np.arange(12) // 2, np.arange(12) % 2], 1)
+    ids = SemanticIDs.from_codes(codes, np.arange(12), codebook_sizes=(6, 2), collisions="token")
+    sequences = Sequences.from_lists([np.arange(12)] * 8, item_ids=ids.item_ids)
+    recommender = make(ids, codes_share=0.2)
+    recommender.fit(sequences, **FIT | {"epochs": 1})
+    more = [*codes.tolist(), *([0, counter] for counter in range(2, 9))]
+    sizes = {"codebook_sizes": (6, 9), "collisions": "token"}
+    recommender.ids = SemanticIDs.from_codes(more, np.arange(19), **sizes)
+    recommender.save(tmp_path / "model")
+    loaded = GenerativeRecommender.load(tmp_path / "model")
+    histories = Sequences.from_lists([[0, 1], [14, 3]], item_ids=np.arange(19))
+    scores = loaded.scores(histories)
+    np.testing.assert_array_equal(scores, recommender.scores(histories))
+    np.testing.assert_array_equal(scores[:, 12:], np.tile(scores[:, 12:13], 7))
+    assert np.isfinite(scores).all()
+    lists = loaded.recommend(histories, 19)
+    assert (
+        np.sort(lists, 1)[:, 2:] == [np.delete(np.arange(19), seen) for seen in histories]
+    ).all()
+
+
 def test_an_interrupted_training_goes_on_to_the_same_result(sequences, tmp_path):
     train, validation, _ = sequences.leave_one_out()
     whole, cut = make(), make()
