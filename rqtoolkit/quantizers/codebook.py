@@ -125,8 +125,11 @@ class CodebookTables(nn.Module):
             )
 
     def levels(self, depth: int) -> list[Tensor]:
-        """Return the table (K_d, dim) of each of the first `depth` levels, without padding."""
-        return level_tables(self.tables, self.codebook_sizes, depth)
+        """Return the table (K_d, dim) of each of the first `depth` levels, without padding.
+
+        In float32, also where `fully_shard` gathers parameters in another precision.
+        """
+        return level_tables(self.tables.float(), self.codebook_sizes, depth)
 
     def products(self, depth: int, *, both_ways: bool, max_bytes: int) -> CodebookProducts | None:
         """Return what encoding with the first `depth` levels needs, kept until a table changes.
@@ -149,7 +152,7 @@ class CodebookTables(nn.Module):
         key = (depth, both_ways, *((id(t), t.data_ptr(), t._version) for t in source))
         kept = self._kept
         # What writes a parameter's `.data`, as averages of weights do, is not counted as a change
-        if kept is None or kept[0] != key or self.learnable and not kept[1][0].equal(self.tables):
+        if kept is None or kept[0] != key or (self.learnable and not kept[1][0].equal(self.tables)):
             made = CodebookProducts.of(levels, self.level_penalties(depth), both_ways=both_ways)
             if self.learnable:
                 source = (self.tables.detach().clone(), self.penalties)
@@ -268,7 +271,7 @@ class CodebookTables(nn.Module):
         Returns:
             How many entries of each table were dead, shape (T,), int64; None without restarts.
         """
-        batch = batch_statistics(inputs, codes, weights, self.tables.detach())
+        batch = batch_statistics(inputs, codes, weights, self.tables.detach().float())
         moving = None if self.learnable else self.tables
         move_averages(moving, self.counts, self.codebook_sizes, batch, decay=self.decay)
         if self.restart_threshold == 0:

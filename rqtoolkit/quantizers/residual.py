@@ -10,11 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rqtoolkit.errors import ConfigError
-from rqtoolkit.functional.assign import (
-    DEFAULT_MAX_BYTES,
-    level_tables,
-    sum_codewords,
-)
+from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES, sum_codewords
 from rqtoolkit.functional.refinement import encode_refined
 from rqtoolkit.io.artifact import check_tensors
 from rqtoolkit.quantizers import checks, faiss_bridge, matrix_fitting, soft_encoding
@@ -273,7 +269,7 @@ class ResidualQuantizer(Quantizer):
         Args:
             x: Vectors, shape (..., dim), or (B, dim, ...) with channels_first; finite.
             beam: Prefixes kept per vector; the beam the quantizer was fitted for when None. 1 is
-                the greedy rule of the paper and of `forward`, with `similarity`.
+                the greedy rule of the paper and of `forward` (to rounding), with `similarity`.
             depth: Levels to encode, at most the quantizer's, which is the default.
             icm_rounds: Sweeps over the levels after the beam, each choosing one code anew given
                 the others.
@@ -377,7 +373,7 @@ class ResidualQuantizer(Quantizer):
 
     def _levels(self, depth: int) -> list[Tensor]:
         """Return the codewords (K_d, dim) of the first levels, without gradients."""
-        tables = level_tables(self.state.tables.detach(), self.state.codebook_sizes, depth)
+        tables = [table.detach() for table in self.state.levels(depth)]
         if self.projections is None:
             return tables
         with torch.no_grad():

@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from unittest import mock
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from rqtoolkit import ResidualQuantizer
@@ -67,23 +68,29 @@ class Autoencoder(nn.Module):
         self.encoder, self.decoder = nn.Linear(6, DIM), nn.Linear(DIM, 6)
         self.quantizer = make(**options)
 
-    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        out = self.quantizer(self.encoder(x), generator=generator)
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.quantizer(self.encoder(x))
         error = (self.decoder(out.quantized) - x).square().mean()
         return error + 0.25 * out.commitment_loss + out.codebook_loss
 
 
-def train_inside(model: nn.Module) -> dict[str, Tensor]:
+def train_inside(model: nn.Module, micro_batches: int = 1) -> dict[str, Tensor]:
     """Train a network on halves of batches; return its state, whole on every process."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
-        x = torch.randn(32, 6, generator=generator)
-        loss = model(own(x, 16), generator)
-        optimizer.zero_grad()
-        loss.backward()
+        *others, last = torch.randn(micro_batches, 32, 6, generator=generator)
+        torch.manual_seed(step)
+        for x in others:
+            with model.no_sync() if SEVERAL else nullcontext():
+                model(own(x, 16)).backward()
+        model(own(last, 16)).backward()
         optimizer.step()
-    state = {name.removeprefix("module."): tensor for name, tensor in model.state_dict().items()}
+        optimizer.zero_grad()
+    state = {
+        name.removeprefix("module.").removeprefix("_orig_mod."): tensor
+        for name, tensor in model.state_dict().items()
+    }
     return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in state.items()}
 
 
@@ -128,6 +135,14 @@ for name, options in {"FSDP": {}, "FSDP, factorised": {"codebook_dim": 2}}.items
     network = Autoencoder(**options)
     save(name, train_inside(fully_shard(network) if SEVERAL else network))
 
+# The exchanges are part of the graph
+network = Autoencoder(kmeans_init=False)
+graph = torch.compile(network, fullgraph=True, backend="aot_eager")
+save("DDP, compiled", train_inside(DistributedDataParallel(graph) if SEVERAL else network))
+network = Autoencoder()
+wrapped = DistributedDataParallel(network) if SEVERAL else network
+save("DDP, accumulated", train_inside(wrapped, micro_batches=2))
+
 # What one process loads, DDP gives to all
 network = Autoencoder()
 if RANK == 0:
@@ -140,7 +155,7 @@ if SEVERAL:
     with pytest.raises(ConfigError, match="fully_shard"):
         train_inside(network)
     network = Autoencoder(update="gradient", restart_threshold=0, kmeans_init=False)
-    train_inside(fully_shard(network))
+    train_inside(fully_shard(network, mp_policy=MixedPrecisionPolicy(torch.bfloat16)))
 
     assert exchanges_of_a_step(depth=2) == exchanges_of_a_step(depth=8) == {"all_reduce": 3}
     dist.destroy_process_group()

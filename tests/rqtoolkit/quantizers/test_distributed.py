@@ -8,16 +8,9 @@ from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("distributed_script.py")
 NAMES = [
-    *("per level", "shared and padded", "padded halves", "factorised", "gradient", "paper"),
-    *(
-        "paper with restarts",
-        "DDP",
-        "DDP, factorised",
-        "DDP, gradient",
-        "FSDP",
-        "FSDP, factorised",
-        "loaded by one",
-    ),
+    *("per level", "shared and padded", "padded halves", "factorised", "gradient"),
+    *("paper", "paper with restarts", "loaded by one", "FSDP", "FSDP, factorised"),
+    *("DDP", "DDP, factorised", "DDP, gradient", "DDP, compiled", "DDP, accumulated"),
 ]
 
 
