@@ -70,8 +70,7 @@ def quantize(
         if learns:
             done.dead = quantizer.state.update(done.inputs, done.codes, weights, generator)
     if quantizer.projections is None and x.requires_grad:
-        estimate = _ESTIMATORS[quantizer.estimator](x, done.quantized)
-        done.quantized = estimate if real is None else estimate * real[:, None]
+        done.quantized = _ESTIMATORS[quantizer.estimator](x, done.quantized)
     return done
 
 
