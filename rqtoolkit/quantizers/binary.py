@@ -36,7 +36,8 @@ class ResidualBinaryQuantizer(GridQuantizer):
         bits: Of each code, at most 62; the first dimension gives the most significant.
         spherical: Put vectors on the unit sphere first; codewords are on it too.
         temperature: Of the soft bits: dimension i of level d is positive with probability
-            σ(4 r_i / (temperature · s_d)), s_d the scale of the level.
+            σ(4 r_i / (temperature · s_d)), s_d the scale of the level. Small ones move only what
+            is close to changing its sign.
         diversity: Weight of the entropy over the batch.
         depth_dropout: Chance, in training mode, that a sample (an index of the first axis) uses
             only the first 1, 2, … or depth levels, all equally likely.
@@ -76,7 +77,7 @@ class ResidualBinaryQuantizer(GridQuantizer):
         bits: int,
         *,
         spherical: bool = False,
-        temperature: float = 1.0,
+        temperature: float = 0.1,
         diversity: float = 1.0,
         depth_dropout: float = 0.0,
         channels_first: bool = False,
@@ -112,7 +113,7 @@ class ResidualBinaryQuantizer(GridQuantizer):
     ) -> tuple[Tensor, Tensor | None]:
         left = torch.stack(done.left) + (z - z.detach())  # (D, N, bits)
         before = torch.cat([z[None], left[:-1]])
-        share = left.new_ones(len(left), len(z), 1) if in_use is None else in_use.T[..., None]
+        share = left.new_ones(*left.shape[:2], 1) if in_use is None else in_use.T[..., None]
         vectors = share.sum(dim=1)
         uses = vectors.sum().clamp_min(1)
         commitment = (share * left.square()).sum() / (uses * self.bits)

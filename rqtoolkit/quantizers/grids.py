@@ -211,10 +211,11 @@ class GridQuantizer(Quantizer):
             ConfigError: If beam or depth is out of range.
         """
         flat, shape, _, depth = self._to_encode(x, beam, depth)
-        codes = torch.empty(len(flat), depth, dtype=torch.int64, device=flat.device)
+        # Sizes by shape: len() would fix them in exported programs.
+        codes = torch.empty(flat.shape[0], depth, dtype=torch.int64, device=flat.device)
         row_bytes = flat.element_size() * (self.dim + (8 + depth) * self.code_dim)
         with torch.autocast(x.device.type, enabled=False):
-            for rows in chunk_slices(len(flat), row_bytes, max_bytes):
+            for rows in chunk_slices(flat.shape[0], row_bytes, max_bytes):
                 codes[rows] = self._quantize(self._into(flat[rows]), depth, None).codes
         return codes.reshape(*shape, depth)
 
@@ -280,5 +281,5 @@ def _errors(done: GridPass, in_use: Tensor | None) -> Tensor:
     """Return the squared error after each level, (depth,), averaged over what uses the level."""
     squares = torch.stack([left.square().sum(dim=1) for left in done.left], dim=1)
     if in_use is None:
-        return squares.sum(dim=0) / max(len(squares), 1)
+        return squares.sum(dim=0) / max(squares.shape[0], 1)
     return (squares * in_use).sum(dim=0) / in_use.sum(dim=0).clamp_min(1)

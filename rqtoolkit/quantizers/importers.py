@@ -40,7 +40,9 @@ def from_vector_quantize_pytorch(state: State, *, prefix: str = "", **settings: 
     `ResidualVQ` and `VectorQuantize` become a `ResidualQuantizer`, `GroupedResidualVQ` a
     `GroupedResidualQuantizer` (whose codes are (..., depth · groups), level after level),
     `ResidualLFQ` a `ResidualBinaryQuantizer`, and `ResidualFSQ` a `ResidualScalarQuantizer`, for
-    which `levels` and `depth` have to be given: they are not in the state.
+    which `levels` and `depth` have to be given: they are not in the state. Before its version 1.26,
+    `ResidualFSQ` had other grids, which cannot be imported. A spherical `ResidualLFQ` does not put
+    vectors on the sphere before its first level, as ours does: codes agree for unit vectors.
 
     Args:
         state: State dict or file.

@@ -223,7 +223,7 @@ def test_losses_are_those_of_soft_codes_over_all_codewords(spherical):
 
 
 def test_entropy_loss_is_low_for_sure_bits_that_differ_over_the_batch():
-    quantizer = ResidualBinaryQuantizer(3, 1, 3)
+    quantizer = ResidualBinaryQuantizer(3, 1, 3, temperature=1.0)
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
     even, same = quantizer(9 * signs), quantizer(9 * signs[:1].expand(8, 3))
     vague = quantizer(1e-3 * signs)
@@ -237,7 +237,7 @@ def test_entropy_loss_is_low_for_sure_bits_that_differ_over_the_batch():
 
 def test_descending_the_entropy_loss_puts_all_codes_to_use():
     x = (0.3 + 0.2 * torch.randn(400, 4)).requires_grad_()
-    quantizer = ResidualBinaryQuantizer(4, 1, 4)
+    quantizer = ResidualBinaryQuantizer(4, 1, 4, temperature=1.0)
     before = quantizer(x).stats.perplexity[0]
     optimizer = torch.optim.Adam([x], lr=0.02)
     for _ in range(60):
@@ -342,6 +342,7 @@ def test_few_bytes_change_no_code(make):
     assert torch.equal(quantizer.encode(x, max_bytes=500), quantizer.encode(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scalar", "spherical"])
 def test_one_graph_when_compiled(kind):
     quantizer = KINDS[kind]()
@@ -350,6 +351,33 @@ def test_one_graph_when_compiled(kind):
     torch.testing.assert_close(compiled(x).quantized, quantizer(x).quantized)
     encode = torch.compile(quantizer.encode, fullgraph=True, backend="eager")
     assert torch.equal(encode(x), quantizer.encode(x))
+
+
+class Encoder(torch.nn.Module):
+    def __init__(self, quantizer):
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, x):
+        return self.quantizer.encode(x)
+
+
+class Decoder(Encoder):
+    def forward(self, codes):
+        return self.quantizer.decode(codes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["scalar", "spherical"])
+def test_encode_and_decode_are_exported_for_any_number_of_vectors(kind):
+    quantizer = KINDS[kind]().eval()
+    x = torch.randn(20, quantizer.dim)
+    codes = quantizer.encode(x)
+    rows = ({0: torch.export.Dim("rows", min=2)},)
+    encode = torch.export.export(Encoder(quantizer), (x[:7],), dynamic_shapes=rows).module()
+    assert torch.equal(encode(x), codes)
+    decode = torch.export.export(Decoder(quantizer), (codes[:7],), dynamic_shapes=rows).module()
+    torch.testing.assert_close(decode(codes), quantizer.decode(codes))
 
 
 @pytest.mark.parametrize(
