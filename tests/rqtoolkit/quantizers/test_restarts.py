@@ -111,3 +111,17 @@ def test_an_optimiser_s_tables_are_moved_by_restarts_alone():
     quantizer(torch.randn(24, 2))
     moved = (quantizer.state.tables != before).any(dim=2)
     assert moved.nonzero().tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(("shared", "expected"), [(False, 40 / 8), (True, 3 * 40 / 8)])
+def test_counts_start_where_steps_of_that_size_keep_them(shared, expected):
+    """N / K of an own table, depth · N / K of a shared one: no entry is near death at the start."""
+    quantizer = ResidualQuantizer(2, 3, 8, shared_codebook=shared)
+    x = torch.randn(40, 2)
+    quantizer.state.start(x, 3, None)
+    assert quantizer.state.counts.eq(expected).all()
+    for _ in range(5):
+        assert max(quantizer(x).stats.dead) == 0
+    torch.testing.assert_close(
+        quantizer.state.counts.mean(1), torch.full_like(quantizer.state.counts[:, 0], expected)
+    )
