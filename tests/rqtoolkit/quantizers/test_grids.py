@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rqtoolkit
@@ -79,6 +79,7 @@ def test_levels_together_are_one_even_grid(levels, depth):
     assert float((found - nearest).abs().gt(1e-5).float().mean()) < 0.01  # ties alone
 
 
+@settings(max_examples=40)
 @given(
     levels=st.lists(st.integers(2, 9), min_size=1, max_size=4),
     depth=st.integers(1, 3),
@@ -95,6 +96,7 @@ def test_scalar_codes_are_in_range_and_decode_to_what_was_quantized(levels, dept
     torch.testing.assert_close(quantizer.decode(out.codes), out.quantized.detach())
 
 
+@settings(max_examples=40)
 @given(
     bits=st.integers(1, 62),
     depth=st.integers(1, 3),
