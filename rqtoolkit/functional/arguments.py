@@ -14,6 +14,7 @@ __all__ = [
     "check_count",
     "check_number",
     "check_rate",
+    "check_seed",
     "check_sizes",
     "plain",
     "shown",
@@ -61,6 +62,13 @@ def check_number(
     if fits and (over is None or value > over) and (least is None or value >= least):
         return float(value)
     raise ConfigError(f"{where}: {name}={shown(value)} must be {rule}.")
+
+
+def check_seed(where: str, seed: Any) -> int:
+    """Return a seed that numpy and torch both take: a whole number from 0, of 63 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
+        raise ConfigError(f"{where}: seed={shown(seed)} must be an integer from 0 to 2**63 - 1.")
+    return int(seed)
 
 
 def check_sizes(where: str, codebook_size: int | Sequence[int], depth: int) -> tuple[int, ...]:

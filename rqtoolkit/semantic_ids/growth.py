@@ -16,6 +16,7 @@ from rqtoolkit.semantic_ids.building import of_codebooks
 from rqtoolkit.semantic_ids.fitting import fit_quantizer, refit_quantizer
 from rqtoolkit.semantic_ids.inputs import Embeddings
 from rqtoolkit.semantic_ids.items import RowIndex, as_item_ids, check_kind, id_ranks
+from rqtoolkit.semantic_ids.lookup import find_rows
 from rqtoolkit.semantic_ids.versions import next_version
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def add(
         raise ConfigError(
             f"{where}: item_ids=None does not say which items these are. Pass one id a row."
         )
-    new = np.flatnonzero(self.rows(ids) < 0)
+    new = np.flatnonzero(find_rows(where, self, ids) < 0)
     if not len(new):
         none = ids[:0], self.codes[:0]
         return Delta(*none, self.number, self.version, self.parent, float("nan"), self.mse)
@@ -151,7 +152,7 @@ def remove(self: "SemanticIDs", item_ids: Any) -> int:
     """
     where = "SemanticIDs.remove"
     ids = as_item_ids(where, item_ids)
-    found = self.rows(ids)
+    found = find_rows(where, self, ids)
     unknown = (found < 0) & (RowIndex(self.retired_ids).find(ids) < 0)
     if unknown.any():
         raise DataError(

@@ -120,10 +120,14 @@ class SemanticIDs:
         Raises:
             KeyError: If it is not published.
         """
-        row = int(self.rows([item_id])[0])
-        if row < 0:
+        codes = self.get(item_id)
+        if codes is None:
             raise KeyError(item_id)
-        return self.codes[row]
+        return codes
+
+    def get(self, item_id: Any, default: Any = None) -> Any:
+        """Return the codes of one item, shape (length,), or `default` if it is not published."""
+        return self.codes[self.rows([item_id])[0]] if item_id in self else default
 
     def __repr__(self) -> str:
         return (
@@ -205,6 +209,7 @@ class SemanticIDs:
     def report(
         self,
         embeddings: Any = None,
+        item_ids: Any = None,
         *,
         groups: Any = None,
         against: "SemanticIDs | None" = None,
@@ -215,8 +220,16 @@ class SemanticIDs:
         """Measure the codes; see `semantic_ids.report.make_report`."""
         from rqtoolkit.semantic_ids.report import make_report
 
-        columns = {"column": column, "id_column": id_column}
-        return make_report(self, embeddings, groups=groups, against=against, **columns, seed=seed)
+        return make_report(
+            self,
+            embeddings,
+            item_ids=item_ids,
+            groups=groups,
+            against=against,
+            column=column,
+            id_column=id_column,
+            seed=seed,
+        )
 
     def prefix_table(self, item_ids: Any = None) -> "PrefixTable":
         """Return a table of all prefixes for constrained decoding; its rows are rows of `codes`.
@@ -230,7 +243,10 @@ class SemanticIDs:
         from rqtoolkit.semantic_ids.decoding import PrefixTable
 
         table = PrefixTable(self.codes, self.codebook_sizes)
-        return table if item_ids is None else table.subset(self.rows(item_ids, errors="raise"))
+        if item_ids is None:
+            return table
+        where = "SemanticIDs.prefix_table"
+        return table.subset(lookups.find_rows(where, self, item_ids, errors="raise"))
 
     def tokens(self, style: str = "<{level}_{code}>") -> list[str]:
         """Return each item's codes as a string of tokens; see `semantic_ids.tokens`."""

@@ -13,7 +13,7 @@ from rqtoolkit.semantic_ids.stacks import stack_numbers
 if TYPE_CHECKING:
     from rqtoolkit.semantic_ids.ids import SemanticIDs
 
-__all__ = ["items_of", "lookup", "rows"]
+__all__ = ["find_rows", "items_of", "lookup", "rows"]
 
 
 def rows(
@@ -30,14 +30,20 @@ def rows(
         DataError: If an item is unknown and errors is "raise"; or if integers were given for
             strings, or the other way round.
     """
-    where = "SemanticIDs.lookup"
+    return find_rows("SemanticIDs.rows", self, item_ids, errors=errors)
+
+
+def find_rows(
+    where: str, ids: "SemanticIDs", item_ids: Any, *, errors: Literal["raise", "null"] = "null"
+) -> NDArray[np.int64]:
+    """Return what `rows` does; errors name the method `where`."""
     if errors not in ("raise", "null"):
         raise ConfigError(f"{where}: errors={shown(errors)} is unknown. Choose 'raise' or 'null'.")
     wanted = as_item_ids(where, item_ids)
-    check_kind(where, wanted, self.item_ids)
-    if "items" not in self.indexes:
-        self.indexes["items"] = RowIndex(self.item_ids)
-    found = self.indexes["items"].find(wanted)
+    check_kind(where, wanted, ids.item_ids)
+    if "items" not in ids.indexes:
+        ids.indexes["items"] = RowIndex(ids.item_ids)
+    found = ids.indexes["items"].find(wanted)
     if errors == "raise" and (found < 0).any():
         raise DataError(
             f"{where}: {(found < 0).sum()} of {len(found)} item_ids are not published, such as "
@@ -63,7 +69,7 @@ def lookup(
         DataError: If an item is unknown and errors is "raise"; or if integers were given for
             strings, or the other way round.
     """
-    found = rows(self, item_ids, errors=errors)
+    found = find_rows("SemanticIDs.lookup", self, item_ids, errors=errors)
     codes = np.full((len(found), self.length), -1)
     codes[found >= 0] = self.codes[found[found >= 0]]
     return codes

@@ -55,13 +55,13 @@ def group_figures(
 
     Args:
         groups: Numbers of the prefixes, as `prefix_groups` returns them.
-        labels: One group an item, shape (N,), integers or strings; None or NaN for none.
+        labels: One group an item, shape (N,), integers or strings; None, NaN or NA for none.
         seed: Fixes the shuffles.
 
     Raises:
         ShapeError: If there is not one label an item, or no item has one.
     """
-    values = np.asarray(labels.to_numpy() if hasattr(labels, "to_numpy") else labels)
+    values = _as_array(labels)
     if values.shape != groups[0].shape:
         raise ShapeError(
             f"report: groups has to hold one group an item, shape {groups[0].shape}; "
@@ -85,9 +85,27 @@ def group_figures(
     )
 
 
+def _as_array(labels: Any) -> NDArray:
+    """Return an array whose elements numpy has not converted into each other, as NaN to 'nan'."""
+    if hasattr(labels, "to_pylist"):  # of pyarrow
+        labels = labels.to_pylist()
+    if hasattr(labels, "to_numpy"):
+        return np.asarray(labels.to_numpy())
+    if hasattr(labels, "__array__"):
+        return np.asarray(labels)
+    listed = list(labels)
+    return np.fromiter(listed, object, len(listed))
+
+
 def _known(values: NDArray) -> NDArray[np.bool_]:
     if values.dtype.kind == "f":
         return ~np.isnan(values)
     if values.dtype.kind == "O":
-        return np.array([value is not None and value == value for value in values], dtype=bool)
+        return np.array([not _is_missing(value) for value in values], dtype=bool)
     return np.ones(len(values), dtype=bool)
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, float):
+        return value != value
+    return value is None or type(value).__name__ in ("NAType", "NaTType")  # of pandas

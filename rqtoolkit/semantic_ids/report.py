@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rqtoolkit.errors import ShapeError
+from rqtoolkit.errors import ConfigError, ShapeError
+from rqtoolkit.functional.arguments import check_seed
 from rqtoolkit.io.atomic import atomic_path
 from rqtoolkit.semantic_ids.drift import Drift, measure_drift
 from rqtoolkit.semantic_ids.embedding_figures import EmbeddingFigures, embedding_figures
@@ -24,7 +25,7 @@ from rqtoolkit.semantic_ids.figures import (
     prefix_groups,
 )
 from rqtoolkit.semantic_ids.inputs import Embeddings, open_embeddings
-from rqtoolkit.semantic_ids.items import RowIndex, check_kind
+from rqtoolkit.semantic_ids.items import RowIndex, as_item_ids, check_distinct, check_kind
 from rqtoolkit.semantic_ids.purity import GroupFigures, group_figures
 from rqtoolkit.semantic_ids.report_tables import as_rich, report_tables
 
@@ -149,7 +150,9 @@ def make_report(
         embeddings: What they were made of, as `SemanticIDs.fit` takes it: rows in the order of
             `ids.item_ids`, or with item ids in any order and perhaps more items.
         item_ids: Ids of these rows, where embeddings do not bring them.
-        groups: A category an item, shape (N,), integers or strings, None for none.
+        groups: A category an item, integers or strings, None for none: shape (N,) in the order of
+            `ids.item_ids`; or by item id, a dict, or a Series whose index has the ids (one that
+            counts rows from 0 has not).
         against: An older version to compare with.
         column: Column of vectors, in Parquet and data frames.
         id_column: Column of ids, in Parquet and data frames.
@@ -158,8 +161,19 @@ def make_report(
     Raises:
         ArtifactError: If embeddings are a file that is missing or unreadable.
         ShapeError: If there is no item, or rows, dim or groups do not fit the items.
-        DataError: If embeddings are not finite, or some item has none.
+        DataError: If embeddings are not finite, or some item has none; or if groups come by other
+            ids than the items'.
+        ConfigError: If item_ids come without embeddings, against is no semantic IDs, or the seed
+            no integer from 0.
     """
+    check_seed(_WHERE, seed)
+    if item_ids is not None and embeddings is None:
+        raise ConfigError(f"{_WHERE}: item_ids are of embeddings; got None. Pass both, or neither.")
+    if against is not None and not isinstance(against, type(ids)):
+        raise ConfigError(
+            f"{_WHERE}: against has to be semantic IDs; got {type(against).__name__}. Load them "
+            "with SemanticIDs.load."
+        )
     if not len(ids.item_ids):
         raise ShapeError(f"{_WHERE}: there is no item to measure. Add some first.")
     prefixes = prefix_groups(ids.codes)
@@ -174,9 +188,34 @@ def make_report(
         embeddings=_embedding_figures(
             ids, prefixes, embeddings, item_ids, column=column, id_column=id_column
         ),
-        groups=None if groups is None else group_figures(prefixes, groups, seed=seed),
+        groups=None
+        if groups is None
+        else group_figures(prefixes, _by_item(ids, groups), seed=seed),
         drift=None if against is None else _drift(ids, against),
     )
+
+
+def _by_item(ids: "SemanticIDs", groups: Any) -> Any:
+    """Return groups in the order of the items, where they come by item id."""
+    listed: Any
+    if isinstance(groups, Mapping):
+        listed, values = list(groups), groups.values()
+    elif hasattr(groups, "to_numpy") and hasattr(groups, "index") and not _counts(groups.index):
+        listed, values = groups.index, groups.to_numpy()
+    else:
+        return groups
+    where = f"{_WHERE}: groups"
+    keys = as_item_ids(where, listed)
+    check_distinct(where, keys)
+    check_kind(where, keys, ids.item_ids)
+    rows = RowIndex(keys).find(ids.item_ids)
+    given = np.fromiter([*values, None], object, len(keys) + 1)
+    return given[rows]  # of row -1 the None at the end
+
+
+def _counts(index: Any) -> bool:
+    """Tell the index that pandas gives where nobody has given one."""
+    return type(index).__name__ == "RangeIndex" and index.start == 0 and index.step == 1
 
 
 def _embedding_figures(

@@ -41,6 +41,8 @@ def checked_items(where: str, item_ids: Any, codes: ArrayLike) -> tuple[NDArray,
         DataError: If codes are no integers from 0, or ids not distinct integers or strings.
     """
     ids, table = as_item_ids(where, item_ids), np.asarray(codes)
+    if not len(ids) and not len(table):
+        raise ShapeError(f"{where}: there is no item to write. Add some first.")
     if table.ndim != 2 or 0 in table.shape or len(ids) != len(table):
         raise ShapeError(
             f"{where}: codes has to have shape (N, length) with one item id a row; got codes of "

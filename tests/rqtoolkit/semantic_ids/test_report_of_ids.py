@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from rqtoolkit.errors import ArtifactError, DataError, ShapeError
+from rqtoolkit.errors import ArtifactError, ConfigError, DataError, ShapeError
 from rqtoolkit.semantic_ids.ids import SemanticIDs
 from rqtoolkit.semantic_ids.report import Report, make_report
 
@@ -68,6 +68,40 @@ def test_rows_with_ids_come_in_any_order_with_others_among_them(ids, embeddings,
     assert found.mse == pytest.approx(full.embeddings.mse)
     with pytest.raises(DataError, match="none for 1 of 240"):
         make_report(ids, frame.drop(index=[17]))
+
+
+def test_embeddings_with_ids_apart(ids, embeddings, full):
+    order = np.random.default_rng(1).permutation(240)
+    found = ids.report(embeddings[order], order).embeddings
+    assert found.mse == pytest.approx(full.embeddings.mse)
+    with pytest.raises(ConfigError, match="item_ids are of embeddings; got None"):
+        ids.report(item_ids=order)
+
+
+def test_groups_by_item_id_come_in_any_order():
+    pandas = pytest.importorskip("pandas")
+    names = [f"n{i}" for i in range(240)]
+    named = SemanticIDs.from_codes(np.indices((16, 15)).reshape(2, -1).T, names)
+    labels = [f"group {i % 7}" if i % 5 else None for i in range(240)]
+    expected = named.report(groups=labels).groups
+    assert (expected.items, expected.groups) == (192, 7)
+    series = pandas.Series(labels, index=names)
+    shuffled = series.sample(frac=1, random_state=0)
+    for groups in (series, shuffled, shuffled.dropna(), shuffled.to_dict(), pandas.Series(labels)):
+        assert named.report(groups=groups).groups == expected
+    with pytest.raises(DataError, match="groups: item_ids have to be strings"):
+        named.report(groups=dict(enumerate(labels)))
+    with pytest.raises(DataError, match="groups: item_ids have to be distinct"):
+        named.report(groups=pandas.concat([series, series]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"against": "L"}, "against has to be semantic IDs; got str"), ({"seed": "a"}, "seed='a'")],
+)
+def test_arguments_of_the_wrong_kind_are_named(ids, options, message):
+    with pytest.raises(ConfigError, match=message):
+        ids.report(**options)
 
 
 def test_ids_of_other_tools_have_all_but_distortion(embeddings, tmp_path):

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,6 +128,15 @@ def test_items_without_a_group_are_left_out(missing):
     figures = group_figures(prefix_groups(CODES), labels)
     assert (figures.items, figures.groups) == (5, 3)
     assert figures.purity == (4 / 5, 5 / 5)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.nan, pd.NA, pd.NaT])
+@pytest.mark.parametrize("kind", [list, tuple, lambda labels: pd.Series(labels, dtype=object)])
+def test_items_without_a_group_are_left_out_of_lists_too(missing, kind):
+    labels = kind(["a", missing, "b", "c", "c", missing, "a"])
+    assert group_figures(prefix_groups(CODES), labels).groups == 3
+    numbers = kind([1, missing, 2, 3, 3, missing, 1])
+    assert group_figures(prefix_groups(CODES), numbers).groups == 3
 
 
 def test_one_group_an_item_is_asked_for():
