@@ -7,6 +7,7 @@ codes, has exact sizes, but grows faster than N · K, and tells nothing of new i
 """
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rqtoolkit.errors import ConfigError
+from rqtoolkit.functional.arguments import check_number
 from rqtoolkit.functional.assign import sum_codewords
 from rqtoolkit.functional.encoding import encode_vectors
 from rqtoolkit.functional.progress import Progress, report
 from rqtoolkit.quantizers.base import Quantizer
 from rqtoolkit.quantizers.residual import ResidualQuantizer
 
-__all__ = ["balanced_fit", "code_prices"]
+__all__ = ["balanced_fit", "check_balance", "code_prices"]
 
 _ROWS = 2**16  # vectors that prices are learnt from
 _SPREADING, _LIMITING = 20, 60  # rounds, of which the second end when all sizes are within limits
@@ -63,17 +65,8 @@ def balanced_fit(
         ConfigError: If the quantizer is of another kind, balance is below 1 or not finite, or the
             settings ask for a rate, which has prices of its own.
     """
-    if not isinstance(quantizer, ResidualQuantizer):
-        raise ConfigError(
-            f"balanced_fit: balance={balance} needs a ResidualQuantizer; got "
-            f"{type(quantizer).__name__}. Pass balance=None or method='residual'."
-        )
-    if not 1 <= balance < float("inf"):
-        raise ConfigError(f"balanced_fit: balance={balance} has to be at least 1 and finite.")
-    if rate := [name for name in ("rate_weight", "target_bits") if settings.get(name) is not None]:
-        raise ConfigError(
-            f"balanced_fit: balance={balance} and {rate[0]} both set penalties. Give one of them."
-        )
+    check_balance("balanced_fit", type(quantizer), balance, settings)
+    assert isinstance(quantizer, ResidualQuantizer)
     quantizer.fit(x, seed=seed, progress=progress, **settings)
     rows = torch.arange(len(x))
     if len(x) > _ROWS:
@@ -98,6 +91,22 @@ def balanced_fit(
         row[: len(price)] = price
     quantizer.state.set_penalties(penalties)
     return quantizer
+
+
+def check_balance(
+    where: str, kind: type[Quantizer], balance: float, settings: Mapping[str, Any]
+) -> None:
+    """Refuse, before any work, what `balanced_fit` cannot do; arguments and errors are its own."""
+    check_number(where, "balance", balance, least=1)
+    if not issubclass(kind, ResidualQuantizer):
+        raise ConfigError(
+            f"{where}: balance={balance} needs a ResidualQuantizer; got {kind.__name__}. "
+            "Pass balance=None or method='residual'."
+        )
+    if rate := [name for name in ("rate_weight", "target_bits") if settings.get(name) is not None]:
+        raise ConfigError(
+            f"{where}: balance={balance} and {rate[0]} both set penalties. Give one of them."
+        )
 
 
 @torch.no_grad()

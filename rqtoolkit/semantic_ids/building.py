@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -9,7 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
-from rqtoolkit.functional.arguments import check_count, check_sizes
+from rqtoolkit.functional.arguments import (
+    check_count,
+    check_number,
+    check_seed,
+    check_sizes,
+    shown,
+)
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.functional.threads import limited_threads
 from rqtoolkit.quantizers.base import Quantizer
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
     from rqtoolkit.semantic_ids.ids import SemanticIDs
 
 __all__ = ["assign", "check_dim", "fit", "from_codes", "of_codebooks"]
+
+_MANY_LEVELS = 16  # beyond which codes are more likely the wrong way round
 
 
 def fit(
@@ -89,7 +98,9 @@ def fit(
         ArtifactError: If a file is missing or unreadable.
     """
     where = "SemanticIDs.fit"
-    _check_collisions(where, collisions)
+    _check_words(where, collisions, encoder)
+    if not isinstance(scale_columns, bool | np.bool_):
+        raise ConfigError(f"{where}: scale_columns={shown(scale_columns)} must be True or False.")
     vectors, found = open_embeddings(
         where, embeddings, item_ids, column=column, id_column=id_column
     )
@@ -101,10 +112,10 @@ def fit(
         "method": method,
         "depth": len(sizes),
         "codebook_size": list(sizes) if isinstance(codebook_size, Sequence) else sizes[0],
-        "balance": None if balance is None else float(balance),
+        "balance": None if balance is None else check_number(where, "balance", balance, least=1),
         "scale_columns": bool(scale_columns),
-        "settings": _plain(where, settings or {}),
-        "seed": int(seed),
+        "settings": _plain(where, {} if settings is None else settings),
+        "seed": check_seed(where, seed),
     }
     with limited_threads(threads):
         quantizer, standardization = fit_quantizer(
@@ -159,7 +170,7 @@ def assign(
         ConfigError: If collisions is unknown, or threads out of range.
     """
     where = "SemanticIDs.assign"
-    _check_collisions(where, collisions)
+    _check_words(where, collisions, encoder)
     vectors, found = open_embeddings(
         where, embeddings, item_ids, column=column, id_column=id_column
     )
@@ -200,14 +211,25 @@ def from_codes(
         ShapeError: If codes are not (N, length), or item_ids or codebook_sizes not as many.
         DataError: If codes are no integers or out of range, or item_ids not distinct integers
             or strings; or if codes repeat where collisions does not allow it.
+        ConfigError: If collisions or encoder is none.
+
+    Warns:
+        UserWarning: If each of few items has a great many codes, as in a table (length, N).
     """
     where = "SemanticIDs.from_codes"
-    _check_collisions(where, collisions)
+    _check_words(where, collisions, encoder)
     table = check_codes(where, codes, codebook_sizes)
     ids = np.arange(len(table)) if item_ids is None else as_item_ids(where, item_ids)
     if len(ids) != len(table):
         raise ShapeError(f"{where}: codes has {len(table)} rows; got {len(ids)} item_ids.")
     check_distinct(where, ids)
+    if table.shape[1] > max(_MANY_LEVELS, len(table)):
+        warnings.warn(
+            f"{where}: codes has to have shape (N, length); got {table.shape}, {len(table)} items "
+            f"of {table.shape[1]} codes. Pass codes.T if that is the wrong way round.",
+            UserWarning,
+            stacklevel=2,
+        )
     sizes = table.max(axis=0) + 1 if codebook_sizes is None else codebook_sizes
     if collisions != "allow" and len(np.unique(stack_numbers(table, sizes))) < len(table):
         raise DataError(
@@ -292,6 +314,11 @@ def _first(
 
 def _plain(where: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as JSON gives them back, for the manifest."""
+    if not isinstance(settings, Mapping):
+        raise ConfigError(
+            f"{where}: settings={shown(settings)} has to map names to values, as in "
+            "{'rounds': 2}."
+        )
     try:
         return json.loads(json.dumps(dict(settings), default=lambda number: number.item()))
     except (TypeError, AttributeError) as error:
@@ -301,10 +328,12 @@ def _plain(where: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         ) from error
 
 
-def _check_collisions(where: str, collisions: str) -> None:
+def _check_words(where: str, collisions: str, encoder: str | None) -> None:
+    if encoder is not None and not isinstance(encoder, str):
+        raise ConfigError(f"{where}: encoder={shown(encoder)} must be a name, or None.")
     if collisions not in get_args(Collisions):
         raise ConfigError(
-            f"{where}: collisions={collisions!r} is unknown. "
+            f"{where}: collisions={shown(collisions)} is unknown. "
             f"Choose one of {', '.join(get_args(Collisions))}."
         )
 

@@ -6,17 +6,19 @@ import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from rqtoolkit.errors import ConfigError
-from rqtoolkit.functional.arguments import check_count, check_sizes
+from rqtoolkit.functional.arguments import check_count, check_sizes, shown
 from rqtoolkit.functional.progress import Progress
 from rqtoolkit.quantizers.base import Quantizer
-from rqtoolkit.semantic_ids.balance import balanced_fit
+from rqtoolkit.semantic_ids.balance import balanced_fit, check_balance
 from rqtoolkit.semantic_ids.inputs import Embeddings
 from rqtoolkit.semantic_ids.standardize import Standardization
 
@@ -27,6 +29,7 @@ METHODS = {
     "rqvae": "rqtoolkit.quantizers.autoencoder.ResidualAutoencoder",
     "neural": "rqtoolkit.quantizers.neural.NeuralResidualQuantizer",
 }
+_NUMBERS = {int: Integral, float: Real, bool: bool, NoneType: NoneType}
 _ROWS_PER_CODE = {"residual": 1024, "rqvae": 4096, "neural": 4096}
 
 
@@ -64,14 +67,16 @@ def fit_quantizer(
         ConfigError: If a method or setting is unknown, or a number out of range.
     """
     sizes = check_sizes(where, codebook_size, check_count(where, "depth", depth))
-    sizes = _shrunk(where, sizes, len(embeddings))
     if method not in METHODS:
         raise ConfigError(
             f"{where}: method={method!r} is unknown. Choose one of {', '.join(METHODS)}."
         )
     kind = _import(METHODS[method])
     made, trained = _split_settings(where, kind, settings or {})
-    limit = trained.get("max_rows", _ROWS_PER_CODE[method] * max(sizes))
+    if balance is not None:
+        check_balance(where, kind, balance, trained)
+    sizes = _shrunk(where, sizes, len(embeddings))
+    limit = trained.get("max_rows") or _ROWS_PER_CODE[method] * max(sizes)
     x = embeddings.take(_training_rows(ranks, check_count(where, "max_rows", limit), seed))
     standardization = Standardization.fit(x, scale_columns=scale_columns)
     x = standardization.apply(x)
@@ -102,7 +107,7 @@ def refit_quantizer(
             "Pass warm_start=False."
         )
     _, trained = _split_settings(where, kind, settings or {})
-    limit = trained.get("max_rows", _ROWS_PER_CODE["residual"] * max(quantizer.codebook_sizes))
+    limit = trained.get("max_rows") or _ROWS_PER_CODE["residual"] * max(quantizer.codebook_sizes)
     x = embeddings.take(_training_rows(ranks, check_count(where, "max_rows", limit), seed))
     refitted: Any = copy.deepcopy(quantizer)
     with torch.random.fork_rng(devices=[]):
@@ -160,8 +165,24 @@ def _split_settings(
                 f"{where}: settings has no {name!r} for {kind.__name__}. "
                 + (f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(trained)}.")
             )
+    taken = {**inspect.signature(kind).parameters, **inspect.signature(kind.fit).parameters}
+    for name, value in settings.items():
+        _check_number(where, name, value, taken[name].annotation)
     # `fit` comes first: it sets some attributes, such as the beam, whatever the constructor had.
     return (
         {name: value for name, value in settings.items() if name not in trained},
         {name: value for name, value in settings.items() if name in trained},
     )
+
+
+def _check_number(where: str, name: str, value: Any, expected: Any) -> None:
+    """Refuse what is no number where a setting takes numbers alone."""
+    kinds = get_args(expected) or (expected,)
+    if not all(kind in _NUMBERS for kind in kinds):
+        return
+    fits = isinstance(value, tuple(_NUMBERS[kind] for kind in kinds))
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        raise ConfigError(
+            f"{where}: settings has {name}={shown(value)}; got {type(value).__name__} in place of "
+            f"{' or '.join('None' if kind is NoneType else kind.__name__ for kind in kinds)}."
+        )

@@ -133,6 +133,11 @@ def open_embeddings(
 def _from_memory(
     where: str, embeddings: Any, column: str | None, id_column: str | None
 ) -> tuple[NDArray, Any]:
+    if hasattr(embeddings, "column_names"):
+        raise DataError(
+            f"{where}: embeddings has to be an array, a data frame or a path; got a table with "
+            f"columns {', '.join(map(str, embeddings.column_names))}. Pass table.to_pandas()."
+        )
     ids = getattr(embeddings, "index", None) if hasattr(embeddings, "to_numpy") else None
     if hasattr(embeddings, "columns"):
         for name in (column, id_column):
@@ -159,7 +164,12 @@ def _matrix(where: str, embeddings: Any) -> NDArray:
     """Return the (N, dim) numbers of an array, tensor, frame or series of vectors."""
     if hasattr(embeddings, "detach"):
         embeddings = embeddings.detach().cpu().float()
-    array = embeddings.to_numpy() if hasattr(embeddings, "to_numpy") else np.asarray(embeddings)
+    try:
+        array = embeddings.to_numpy() if hasattr(embeddings, "to_numpy") else np.asarray(embeddings)
+    except ValueError as error:  # lists of different lengths
+        raise ShapeError(
+            f"{where}: embeddings have to be vectors of one length; got {error}"
+        ) from error
     if array.dtype.kind == "O" and array.ndim == 1 and len(array):
         lengths = {np.shape(vector) for vector in array}
         if len(lengths) > 1:

@@ -17,6 +17,7 @@ from torch import Tensor
 from rqtoolkit.errors import ConfigError, DataError, ShapeError
 from rqtoolkit.functional.arguments import check_count
 from rqtoolkit.functional.codes import smallest_dtype
+from rqtoolkit.functional.devices import check_device
 from rqtoolkit.semantic_ids.code_checks import check_codes, check_rows
 from rqtoolkit.semantic_ids.decoding import compiled_walk, tensor_walk
 
@@ -128,7 +129,12 @@ class PrefixTable:
         return self.device is None or self.device.type == "cpu"
 
     def to(self, device: str | torch.device) -> Self:
-        """Return the table with torch tensors on a device; "cpu" shares the memory."""
+        """Return the table with torch tensors on a device; "cpu" shares the memory.
+
+        Raises:
+            ConfigError: If the device is unknown or not there.
+        """
+        check_device("PrefixTable.to", device)
         return self._converted(lambda array: torch.as_tensor(array).to(device))
 
     def numpy(self) -> Self:
@@ -150,7 +156,13 @@ class PrefixTable:
         return self.parents * size + self.node_codes, size
 
     def start(self, batch: int) -> Array:
-        """Return the states (batch,) of empty prefixes: the root's, 0."""
+        """Return the states (batch,) of empty prefixes: the root's, 0.
+
+        Raises:
+            ConfigError: If batch is no integer of at least 0.
+        """
+        if batch != 0:
+            check_count("PrefixTable.start", "batch", batch)
         if self.device is None:
             return np.zeros(batch, np.int64)
         return torch.zeros(batch, dtype=torch.int64, device=self.device)

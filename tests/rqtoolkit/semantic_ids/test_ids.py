@@ -344,3 +344,69 @@ def test_large_map_is_read_a_chunk_at_a_time(tmp_path, monkeypatch):
     mapped = SemanticIDs.assign(quantizer, np.load(tmp_path / "x.npy", mmap_mode="r"))
     assert mapped.version == whole.version
     assert largest.count(64) > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"settings": 3}, "settings=3 has to map names to values"),
+        ({"settings": {"rounds": "x"}}, "settings has rounds='x'; got str in place of int"),
+        ({"settings": {"rounds": True}}, "settings has rounds=True; got bool in place of int"),
+        ({"settings": {"time_budget": "x"}}, "got str in place of float or None"),
+        ({"balance": "x"}, "balance='x' must be a finite number of at least 1"),
+        ({"balance": 0}, "balance=0 must be a finite number of at least 1"),
+        ({"balance": 2.0, "method": "rqvae", "settings": {}}, "fit: balance=2.0 needs a Residual"),
+        ({"balance": 2.0, "settings": {"target_bits": 3.0}}, "target_bits both set penalties"),
+        ({"threads": 0}, "threads=0 must be an integer of at least 1"),
+        ({"threads": "a"}, "threads='a' must be an integer"),
+        ({"seed": None}, "seed=None must be an integer from 0 to"),
+        ({"seed": "a"}, "seed='a' must be an integer"),
+        ({"seed": 1.5}, "seed=1.5 must be an integer"),
+        ({"seed": 2**70}, "must be an integer from 0 to"),
+        ({"seed": -1}, "seed=-1 must be an integer"),
+        ({"scale_columns": "yes"}, "scale_columns='yes' must be True or False"),
+        ({"encoder": 3}, "encoder=3 must be a name, or None"),
+        ({"method": "x", "codebook_size": 256}, "method='x' is unknown"),  # and no warning before
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        fit(points(60), **options)
+
+
+def test_tables_that_are_no_embeddings_are_named_in_one_line():
+    with pytest.raises(ShapeError, match="vectors of one length"):
+        fit([[1, 2], [3]])
+    table = pa.table({"item_id": ["a", "b"], "vector": [[1.0, 2.0], [3.0, 4.0]]})
+    with pytest.raises(DataError, match=r"columns item_id, vector. Pass table.to_pandas") as error:
+        fit(table)
+    assert "\n" not in str(error.value)
+    assert len(fit(table.to_pandas(), column="vector", id_column="item_id", codebook_size=2)) == 2
+
+
+def test_codes_the_wrong_way_round_get_a_hint():
+    codes = np.random.default_rng(0).integers(0, 8, (400, 3))
+    with pytest.warns(UserWarning, match=r"3 items of 400 codes. Pass codes.T"):
+        SemanticIDs.from_codes(codes.T)
+    assert len(SemanticIDs.from_codes(codes[:2])) == 2  # few items are no mistake
+
+
+def test_errors_name_the_method_that_was_called(fitted):
+    for call, where in [
+        (lambda: fitted.lookup([3]), "lookup"),
+        (lambda: fitted.rows([3]), "rows"),
+        (lambda: fitted.add(points(1), [3]), "add"),
+        (lambda: fitted.remove([3]), "remove"),
+        (lambda: fitted.prefix_table([3]), "prefix_table"),
+    ]:
+        with pytest.raises(DataError, match=rf"SemanticIDs.{where}: item_ids have to be strings"):
+            call()
+
+
+def test_one_item_as_of_a_dict(fitted):
+    assert fitted.get("item 3").tolist() == fitted["item 3"].tolist()
+    assert fitted.get("other") is None
+    assert fitted.get("other", ()) == ()
+    for strange in ("other", 3):
+        with pytest.raises(KeyError):
+            fitted[strange]

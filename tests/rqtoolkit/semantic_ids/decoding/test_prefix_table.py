@@ -212,3 +212,15 @@ class TestRefusals:
             table.subset(np.array([True]))
         with pytest.raises(DataError, match="row numbers"):
             table.subset([0.5])
+
+
+@pytest.mark.parametrize("batch", [-1, 1.5, "2"])
+def test_numbers_of_prefixes_are_checked(batch):
+    with pytest.raises(ConfigError, match=r"PrefixTable.start: batch="):
+        PrefixTable([[3, 1]], (4, 3)).start(batch)
+    assert PrefixTable([[3, 1]], (4, 3)).start(0).shape == (0,)
+
+
+def test_devices_that_are_not_there_are_named():
+    with pytest.raises(ConfigError, match=r"PrefixTable.to: device='foo' cannot be used here"):
+        PrefixTable([[3, 1]], (4, 3)).to("foo")
