@@ -21,10 +21,25 @@ from rqtoolkit.errors import MissingDependencyError, RQToolkitError
 __all__ = ["app", "main"]
 
 _ENTRY_POINTS = "rqtoolkit.commands"
+_PHRASES = {
+    "Value error, ": "",
+    "Input should be a valid": "it has to be a valid",
+    "Input should be": "it has to be",
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+}
 
 
 class _Commands(TyperGroup):
     """The core's own commands, then those of installed packages, each loaded when named."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:  # newer typers leave the words to pydantic
+            for phrase, plain in _PHRASES.items():
+                error.message = error.message.replace(phrase, plain)
+            raise
 
     def list_commands(self, ctx: Any) -> list[str]:
         own = super().list_commands(ctx)

@@ -22,7 +22,7 @@ def export_command(
     folder: opt.Folder,
     to: Annotated[opt.Format, typer.Option(help="Layout of the file.")],
     out: Annotated[Path, typer.Option(help="File to write.")],
-    style: opt.Style = _STYLE,
+    style: opt.Style = None,
     ids_out: Annotated[
         Path | None,
         typer.Option(help="Text file for the item ids, which the tensor does not hold (grid)."),
@@ -33,13 +33,14 @@ def export_command(
     from rqtoolkit.semantic_ids import SemanticIDs
 
     opt.check_file(out)
+    tokens_style = _token_style(style, "--to", to)
     if ids_out is not None:
         if to is not opt.Format.GRID:
             raise ConfigError(f"--ids-out={ids_out} is for --to=grid: others hold the ids.")
         if opt.check_file(ids_out) == out:
             raise ConfigError(f"--ids-out={ids_out} is also --out. Choose another name.")
     catalogue = SemanticIDs.load(folder)
-    _write(catalogue, to, out, style, ids_out)
+    _write(catalogue, to, out, tokens_style, ids_out)
     figures = {
         "items": len(catalogue),
         "length": catalogue.length,
@@ -61,7 +62,7 @@ def import_command(
     counter: Annotated[
         bool, typer.Option("--counter", help="The last code only tells items apart.")
     ] = False,
-    style: opt.Style = _STYLE,
+    style: opt.Style = None,
     ids: Annotated[
         Path | None,
         typer.Option(help="Ids of the tensor's columns: text, .npy or .parquet (grid)."),
@@ -81,7 +82,7 @@ def import_command(
     if ids is not None and source is not opt.Format.GRID:
         raise ConfigError(f"--ids={ids} is for --from=grid: others hold the ids.")
     sizes = None if codebook_size is None else opt.numbers("--codebook-size", codebook_size)
-    found = _read(source, file, sizes, counter, style)
+    found = _read(source, file, sizes, counter, _token_style(style, "--from", source))
     made = SemanticIDs.from_codes(
         found.codes,
         found.item_ids if ids is None else read_ids(ids),
@@ -92,6 +93,12 @@ def import_command(
     made.save(out)
     figures = version_figures(made) | {"length": made.length}
     print_figures(figures, as_json=as_json, more={"codebook_sizes": made.codebook_sizes}, wrote=out)
+
+
+def _token_style(style: str | None, option: str, chosen: opt.Format) -> str:
+    if style is not None and chosen is not opt.Format.TOKENS:
+        raise ConfigError(f"--style={style} is for {option}=tokens; got {chosen.value}.")
+    return _STYLE if style is None else style
 
 
 def _write(

@@ -19,6 +19,7 @@ from rqtoolkit.semantic_ids.items import as_item_ids
 from rqtoolkit.semantic_ids.tokens import format_tokens, level_tokens, parse_tokens
 
 __all__ = [
+    "check_there",
     "ids_of_words",
     "read_column",
     "read_csv",
@@ -55,8 +56,21 @@ def ids_of_words(words: Sequence[str], like: NDArray | None = None) -> NDArray:
     return as_item_ids("item ids", [int(word) for word in words] if whole else list(words))
 
 
+def check_there(path: Path) -> None:
+    """Refuse a path at which there is nothing to read.
+
+    Raises:
+        ArtifactError: If nothing is there, or a folder.
+    """
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist. Check the path.")
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder. Name a file in it.")
+
+
 def read_text(path: Path) -> list[str]:
     """Return the lines of a text file that hold something, without white space around them."""
+    check_there(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -77,6 +91,7 @@ def read_ids(path: Path, like: NDArray | None = None) -> NDArray:
         DataError: If the ids are neither integers nor strings.
     """
     if path.suffix.lower() == ".npy":
+        check_there(path)
         try:
             return as_item_ids(str(path), np.load(path, allow_pickle=False))
         except (ValueError, EOFError) as error:
@@ -93,6 +108,7 @@ def read_column(path: Path, name: str | None = None) -> pa.ChunkedArray:
         ArtifactError: If the file is unreadable.
         ConfigError: If there is no such column.
     """
+    check_there(path)
     try:
         names = pq.read_schema(path).names
         if name is None and len(names) == 1:
@@ -158,6 +174,7 @@ def read_csv(path: Path, codebook_sizes: Sequence[int] | None = None) -> ItemCod
         ConfigError: If the head has no such columns.
         DataError: If codes are no integers, or not below codebook_sizes.
     """
+    check_there(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             head, *lines = [line for line in csv.reader(file) if line] or [[]]

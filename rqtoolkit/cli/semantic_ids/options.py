@@ -121,12 +121,23 @@ Settings = Annotated[
     typer.Option("--set", help="Argument of the quantizer or its fit: rounds=8. Repeatable."),
 ]
 Style = Annotated[
-    str, typer.Option(help="How a token is written (tokens): {level} is a letter, {number} from 0.")
+    str | None,
+    typer.Option(
+        help="How a token is written (tokens): {level} is a letter, {number} from 0.",
+        show_default="<{level}_{code}>",
+    ),
 ]
-UserColumn = Annotated[str, typer.Option(help="Parquet column of users.")]
-ItemColumn = Annotated[str, typer.Option(help="Parquet column of items.")]
+UserColumn = Annotated[
+    str | None, typer.Option(help="Parquet column of users.", show_default="user")
+]
+ItemColumn = Annotated[
+    str | None, typer.Option(help="Parquet column of items.", show_default="item")
+]
 TimeColumn = Annotated[
-    str, typer.Option(help="Parquet column to order by; '' where rows are in order.")
+    str | None,
+    typer.Option(
+        help="Parquet column to order by; '' where rows are in order.", show_default="timestamp"
+    ),
 ]
 KeepSeen = Annotated[
     bool, typer.Option("--keep-seen", help="Do not leave out what a user has had.")

@@ -8,6 +8,7 @@ import typer
 
 from rqtoolkit.cli.console import message, print_json, print_table
 from rqtoolkit.cli.semantic_ids import options as opt
+from rqtoolkit.errors import DataError
 
 if TYPE_CHECKING:
     from rqtoolkit.semantic_ids.recommend import Evaluation
@@ -90,9 +91,9 @@ def train(
         bool, typer.Option(help="Keep each user's last two items for validation and test.")
     ] = True,
     skip_unknown: opt.SkipUnknown = False,
-    user_column: opt.UserColumn = "user",
-    item_column: opt.ItemColumn = "item",
-    time_column: opt.TimeColumn = "timestamp",
+    user_column: opt.UserColumn = None,
+    item_column: opt.ItemColumn = None,
+    time_column: opt.TimeColumn = None,
     device: opt.Device = "cpu",
     threads: opt.Threads = None,
     seed: opt.Seed = 0,
@@ -181,9 +182,9 @@ def recommend(
         typer.Option(min=1, help="Prefixes kept at each level.", show_default="50, or 2 k"),
     ] = None,
     skip_unknown: opt.SkipUnknown = False,
-    user_column: opt.UserColumn = "user",
-    item_column: opt.ItemColumn = "item",
-    time_column: opt.TimeColumn = "timestamp",
+    user_column: opt.UserColumn = None,
+    item_column: opt.ItemColumn = None,
+    time_column: opt.TimeColumn = None,
     device: opt.Device = "cpu",
     threads: opt.Threads = None,
     as_json: opt.Json = False,
@@ -202,6 +203,8 @@ def recommend(
     columns = user_column, item_column, time_column
     read = read_sequences(histories, item_ids, columns, skip_unknown=skip_unknown)
     allowed = None if items is None else read_ids(items, item_ids)
+    if allowed is not None and not len(allowed):
+        raise DataError(f"--items={items} names no item. Name some, or leave it out for all.")
     lists = [np.empty((0, k), np.int64)]
     start = time.perf_counter()
     with working(threads) as progress:
@@ -233,9 +236,9 @@ def evaluate(
         bool, typer.Option("--baselines", help="Beside what counting alone achieves.")
     ] = False,
     skip_unknown: opt.SkipUnknown = False,
-    user_column: opt.UserColumn = "user",
-    item_column: opt.ItemColumn = "item",
-    time_column: opt.TimeColumn = "timestamp",
+    user_column: opt.UserColumn = None,
+    item_column: opt.ItemColumn = None,
+    time_column: opt.TimeColumn = None,
     device: opt.Device = "cpu",
     threads: opt.Threads = None,
     as_json: opt.Json = False,

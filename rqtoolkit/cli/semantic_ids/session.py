@@ -111,7 +111,7 @@ def version_figures(ids: "SemanticIDs") -> dict[str, Any]:
 def read_sequences(
     path: Path,
     item_ids: NDArray,
-    columns: tuple[str, str, str],
+    columns: tuple[str | None, str | None, str | None],
     *,
     skip_unknown: bool = False,
 ) -> "Sequences":
@@ -120,19 +120,28 @@ def read_sequences(
     Args:
         path: Text or Parquet, as for `Sequences.read`.
         item_ids: The catalogue, shape (N,).
-        columns: Names of users, items and times; the last may be empty.
+        columns: Names of users, items and times where given; the last may be empty.
         skip_unknown: Leave out interactions with other items.
 
     Raises:
+        ConfigError: If columns of a text file are named.
         DataError: If there are any, and they are not to be left out.
     """
     from rqtoolkit.semantic_ids.items import RowIndex, check_kind
     from rqtoolkit.semantic_ids.recommend import Sequences
 
-    user, item, time = columns
-    read = Sequences.read(path, user_column=user, item_column=item, time_column=time or None)
+    named = dict(zip(("user_column", "item_column", "time_column"), columns, strict=True))
+    given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    is_text = path.suffix.lower() != ".parquet"
+    if given and is_text:
+        option, value = next(iter(given.items()))
+        option = option.replace("_", "-")
+        raise ConfigError(f"--{option}={value} is for Parquet; got {path}. Leave it out.")
+    if given.get("time_column") == "":
+        given["time_column"] = None
+    read = Sequences.read(path, **given)
     found = read.item_ids
-    if path.suffix.lower() != ".parquet" and item_ids.dtype.kind == "U":
+    if is_text and item_ids.dtype.kind == "U":
         found = found.astype(str)  # numbers of a text file may be words of the catalogue
     check_kind(str(path), found, item_ids)
     rows = RowIndex(item_ids).find(found)[read.items]

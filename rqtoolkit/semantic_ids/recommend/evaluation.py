@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from rqtoolkit.errors import ConfigError
+from rqtoolkit.errors import ConfigError, DataError
 from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES, chunk_slices
 from rqtoolkit.functional.progress import Progress, report
 from rqtoolkit.semantic_ids.recommend.ranks import (
@@ -115,7 +115,8 @@ def evaluate_next_item(
     Raises:
         ConfigError: If split, ks or by is none of these, or the recommender has no such method.
         ShapeError: If scores or lists have another shape.
-        DataError: If a score is NaN, or a list holds an item twice or a row that is none.
+        DataError: If no user has three interactions, a score is NaN, or a list holds an item twice
+            or a row that is none.
 
     Example:
         >>> evaluate_next_item(Popularity(sequences.leave_one_out().train), sequences).all.recall
@@ -132,6 +133,11 @@ def evaluate_next_item(
         raise ConfigError(f"{where}: ks={tuple(ks)} must be numbers of at least 1.")
     train, validation, test = sequences.leave_one_out()
     held_out = test if split == "test" else validation
+    if not len(held_out.targets):
+        raise DataError(
+            f"{where}: sequences must have users of three interactions or more, of which one is "
+            "held out; got none. Pass the sequences of the training, whole."
+        )
     lists = (by or _preferred(recommender)) == "recommend"
     ranks = target_ranks(
         recommender,

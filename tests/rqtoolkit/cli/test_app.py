@@ -141,3 +141,20 @@ def test_usage_errors(capsys):
     for arguments in (["nothing"], ["quantize", "fit"], ["quantize", "fit", "a", "--depth", "x"]):
         assert main(arguments) == 2
         assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", "x.npy", "--out", "a", "--method", "foo"],
+        ["fit", "x.npy", "--out", "a", "--depth", "0"],
+        ["fit", "x.npy", "--out", "a", "--depth", "x"],
+        ["train", "a", "h.txt", "--out", "b", "--learning-rate", "x"],
+    ],
+)
+def test_usage_errors_speak_of_words_and_not_of_validation(capsys, words):
+    assert main(["semantic-ids", *words]) == 2
+    shown = capsys.readouterr().err
+    assert words[-2] in shown
+    for phrase in ("Value error", "Input should", "unable to parse"):
+        assert phrase not in shown

@@ -102,7 +102,10 @@ def test_help_tells_the_library_s_defaults():
         inspect.signature(f).parameters for f in (GenerativeRecommender, GenerativeRecommender.fit)
     ]
     library = {name: parameter.default for own in used for name, parameter in own.items()}
-    shown.pop("threads")
+    assert shown.pop("threads") == "all cores"
+    read = inspect.signature(Sequences.read).parameters
+    for column in ("user_column", "item_column", "time_column"):
+        assert shown.pop(column) == read[column].default
     assert {name: float(text) for name, text in shown.items()} == {
         name: library[name] for name in shown
     }
@@ -186,8 +189,8 @@ def test_unknown_items_are_left_out_on_demand(model, tmp_path, run, capsys):
 
 def test_numbers_in_text_may_be_words_of_the_catalogue(tmp_path):
     (tmp_path / "h.txt").write_text("a 1 7\nb 7\n")
-    catalogue, columns = np.array(["7", "x", "1"]), ("user", "item", "timestamp")
-    read = read_sequences(tmp_path / "h.txt", catalogue, columns)
+    catalogue = np.array(["7", "x", "1"])
+    read = read_sequences(tmp_path / "h.txt", catalogue, (None, None, None))
     assert (read.items.tolist(), read.offsets.tolist()) == ([2, 0, 0], [0, 2, 3])
 
 
@@ -248,8 +251,27 @@ BAD_CALLS = [
         ],
         "9000",
     ),
+    (["train", "{shop}/ids", "{tmp}/h.txt", "--time-column", "", "--out", "{tmp}/m"], "--time-c"),
+    ([*TRAIN, "--user-column", "who"], "--user-column=who is for Parquet"),
+    ([*TRAIN, "--learning-rate", "0"], "learning_rate=0"),
+    ([*TRAIN, "--learning-rate", "nan"], "learning_rate=nan"),
+    ([*TRAIN, "--weight-decay", "-1"], "weight_decay=-1"),
+    ([*TRAIN, "--new-item-boost", "nan"], "new_item_boost=nan"),
+    (
+        [
+            "recommend",
+            "{model}",
+            "{shop}/histories.txt",
+            "--items",
+            "{tmp}/nothing.txt",
+            "--out",
+            "{tmp}/l.txt",
+        ],
+        "nothing.txt names no item",
+    ),
+    (["evaluate", "{model}", "{tmp}/pairs.txt"], "three interactions"),
     (["evaluate", "{model}", "{shop}/histories.txt", "--ks", "0"], "--ks=0"),
-    (["evaluate", "{shop}/ids", "{shop}/histories.txt"], "recommender"),
+    (["evaluate", "{shop}/ids", "{shop}/histories.txt"], "Train a recommender"),
 ]
 
 
@@ -260,6 +282,8 @@ def test_bad_recommenders(shop, model, tmp_path, refused, words, message):
     (tmp_path / "strange.txt").write_text("u 1 2 5000\n")
     (tmp_path / "odd.txt").write_text("9000\n")
     (tmp_path / "h.txt").write_text("u 1 2 3\n")
+    (tmp_path / "pairs.txt").write_text("u 1 2\nv 3\n")
+    (tmp_path / "nothing.txt").write_text("\n")
     _interactions(shop, tmp_path / "i.parquet")
     places = {"shop": shop, "tmp": tmp_path, "model": model}
     refused([word.format(**places) for word in words], message)

@@ -189,6 +189,9 @@ def test_bad_arguments_are_refused():
             evaluate_next_item(good, sequences, **bad)
     with pytest.raises(ConfigError, match="must have scores"):
         evaluate_next_item(object(), sequences)
+    pairs = Sequences.from_lists([[0, 1], [2]], item_ids=range(3))
+    with pytest.raises(DataError, match="three interactions or more"):
+        evaluate_next_item(good, pairs)
     with pytest.raises(ShapeError, match=r"\(1, 3\)"):
         evaluate_next_item(Given(np.zeros((1, 2))), sequences)
     with pytest.raises(DataError, match="1 NaN"):
