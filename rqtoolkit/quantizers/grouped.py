@@ -139,15 +139,14 @@ class GroupedResidualQuantizer(Quantizer):
         flat, shape = self._flatten(x, "forward")
         real = checks.real_rows(mask, shape, self._name("forward"))
         depths = depths_to_use(self, shape, depth, generator, x.device)
+        own_depth = depths if depth is None or isinstance(depth, Tensor) else depth
         with torch.autocast(x.device.type, enabled=False):
             outs = [
-                part(piece, real, depth=depths, generator=generator)
+                part(piece, real, depth=own_depth, generator=generator)
                 for part, piece in zip(self._quantizers(), self._cut(flat), strict=True)
             ]
             quantized = self._turned_back(torch.cat([out.quantized for out in outs], dim=1))
         codes = _interleave([out.codes for out in outs])
-        if depth is not None and not isinstance(depth, Tensor):
-            codes = codes[:, : depth * self.groups]
         return QuantizerOutput(
             quantized=self._restore(quantized, shape).to(x.dtype),
             codes=codes.reshape(*shape, codes.shape[1]),

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -60,6 +61,15 @@ def test_spherical_codewords_lie_on_the_sphere():
     out = quantizer(x)
     torch.testing.assert_close(out.quantized.norm(dim=1), torch.ones(50))
     torch.testing.assert_close(out.quantized, x.sign() / math.sqrt(5))
+
+
+def test_every_level_brings_spherical_codes_nearer():
+    # Levels refine the direction; the length of x is none of theirs.
+    quantizer = ResidualBinaryQuantizer(8, 4, 8, spherical=True)
+    x = 3 * torch.randn(500, 8)
+    errors = quantizer(x).stats.distortion
+    assert all(after < 0.4 * before for before, after in pairwise(errors))
+    assert torch.equal(quantizer(9 * x).codes, quantizer(x).codes)
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4, 5, 8])
