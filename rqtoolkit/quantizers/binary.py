@@ -118,7 +118,7 @@ class ResidualBinaryQuantizer(GridQuantizer):
         uses = vectors.sum().clamp_min(1)
         commitment = (share * left.square()).sum() / (uses * self.bits)
 
-        scales = torch.stack([self._scale(level)[:1] for level in range(self.depth)])[:, None]
+        scales = torch.stack([self._scale(level)[:1] for level in range(len(left))])[:, None]
         logits = 4 * before / (self.temperature * scales)
         chances = torch.sigmoid(logits)
         certainty = (share * bit_entropy(logits, chances)).sum() / uses

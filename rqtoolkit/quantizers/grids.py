@@ -167,21 +167,21 @@ class GridQuantizer(Quantizer):
         with torch.autocast(x.device.type, enabled=False):
             flat = flat if real is None else flat.masked_fill(~real[:, None], 0)
             depths = depths_to_use(self, shape, depth, generator, x.device)
-            in_use = levels_in_use(real, depths, self.depth)
+            levels = self.depth if depth is None or isinstance(depth, Tensor) else depth
+            in_use = levels_in_use(real, depths, levels)
             z = self._into(flat)
-            done = self._quantize(z.detach(), self.depth, in_use)
+            done = self._quantize(z.detach(), levels, in_use)
             quantized = self._back(straight_through(z, done.quantized))
             quantized = quantized if real is None else quantized * real[:, None]
             commitment_loss, entropy_loss = self._losses(z, done, in_use)
         codes = done.codes if real is None else done.codes.masked_fill(~real[:, None], -1)
-        codes = codes if depth is None or isinstance(depth, Tensor) else codes[:, :depth]
         return QuantizerOutput(
             quantized=self._restore(quantized, shape).to(x.dtype),
             codes=codes.reshape(*shape, codes.shape[1]),
             commitment_loss=commitment_loss,
             codebook_loss=z.new_zeros(()),
             entropy_loss=entropy_loss,
-            stats=CodeStats(codes, self.codebook_sizes, _errors(done, in_use)[: codes.shape[1]]),
+            stats=CodeStats(codes, self.codebook_sizes, _errors(done, in_use)),
             depths=None if depths is None else depths.reshape(shape),
         )
 
