@@ -257,12 +257,23 @@ def of_codebooks(
     encoder: str | None,
     fitted_with: Mapping[str, Any] | None = None,
     history: tuple[str, ...] = (),
+    retired: tuple[NDArray, NDArray[np.int64]] | None = None,
     progress: Progress | None = None,
 ) -> "SemanticIDs":
-    """Give checked items codes by checked codebooks; what `fit`, `assign` and `refit` share."""
+    """Give checked items codes by checked codebooks; what `fit`, `assign` and `refit` share.
+
+    Of those retired, item ids and codes, no item gets the codes again.
+    """
     books = quantizer, standardization
     ranks = id_ranks(item_ids)
-    codes = assign_codes(*books, vectors, ranks, collisions=collisions, progress=progress)
+    codes = assign_codes(
+        *books,
+        vectors,
+        ranks,
+        collisions=collisions,
+        taken=None if retired is None else retired[1],
+        progress=progress,
+    )
     return _first(
         cls,
         item_ids,
@@ -271,6 +282,7 @@ def of_codebooks(
         collisions=collisions,
         books=books,
         history=history,
+        retired=retired,
         encoder=encoder,
         fitted_with=fitted_with,
         mse=squared_error(*books, vectors, codes[:, : len(quantizer.codebook_sizes)]),
@@ -287,6 +299,7 @@ def _first(
     encoder: str | None,
     books: tuple[Quantizer, Standardization] | None = None,
     history: tuple[str, ...] = (),
+    retired: tuple[NDArray, NDArray[np.int64]] | None = None,
     fitted_with: Mapping[str, Any] | None = None,
     mse: float = float("nan"),
 ) -> "SemanticIDs":
@@ -302,8 +315,8 @@ def _first(
         quantizer=books[0] if books else None,
         standardization=books[1] if books else None,
         added=np.full(len(item_ids), len(history), np.int32),
-        retired_ids=item_ids[:0],
-        retired_codes=codes[:0],
+        retired_ids=item_ids[:0] if retired is None else retired[0],
+        retired_codes=codes[:0] if retired is None else retired[1],
         version=next_version(history[-1] if history else None, "codes", content),
         history=history,
         encoder=encoder,

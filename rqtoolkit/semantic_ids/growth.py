@@ -138,6 +138,7 @@ def add(
 def remove(self: "SemanticIDs", item_ids: Any) -> int:
     """Retire items, in a new version of the object; no item ever gets the codes they had.
 
+    `refit` keeps to it with `warm_start`; without, codes mean something else, and none is retired.
     With collisions="allow", codes belong to no item, and another may have the same.
 
     Args:
@@ -202,14 +203,15 @@ def refit(
         progress: As in `fit`.
 
     Returns:
-        A new version, whose parent is this one and in which nothing is retired; and how much of the
-        codes stayed.
+        A new version, whose parent is this one; and how much of the codes stayed. With warm_start,
+        what was retired stays so, items left out now join them, and nobody gets their codes;
+        without, nothing is retired.
 
     Raises:
         ConfigError: If there are no codebooks or ids; if warm_start asks what this kind of
             quantizer cannot do; if a setting is unknown.
         ShapeError: As in `add`.
-        DataError: As in `add`.
+        DataError: As in `add`; retired codes leave less room too.
     """
     where = "SemanticIDs.refit"
     books = self.codebooks(where)
@@ -258,10 +260,20 @@ def refit(
             encoder=self.encoder,
             fitted_with=fitted_with or None,
             history=(*self.history, self.version),
+            retired=_retired_without(self, ids) if warm_start else None,
             progress=progress,
         )
         errors = [squared_error(*b, vectors, raw_codes(*b, vectors)) for b in (books, new_books)]
     return new, Stability(*kept_shares(self, new), *errors)
+
+
+def _retired_without(old: "SemanticIDs", item_ids: NDArray) -> tuple[NDArray, NDArray[np.int64]]:
+    """Return what is retired where only these items go on: their ids, and the codes they had."""
+    gone = RowIndex(item_ids).find(old.item_ids) < 0
+    return (
+        np.concatenate([old.retired_ids, old.item_ids[gone]]),
+        np.concatenate([old.retired_codes, old.codes[gone]]),
+    )
 
 
 def _begin_version(ids: "SemanticIDs", event: str, content: Iterable[NDArray]) -> None:

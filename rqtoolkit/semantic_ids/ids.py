@@ -38,7 +38,8 @@ class SemanticIDs:
             collisions is "token".
         added: Number of the version that published each, shape (N,), int32.
         retired_ids: Items removed, shape (R,).
-        retired_codes: The codes they had, which no item gets again, shape (R, length).
+        retired_codes: The codes they had, which no item gets again, shape (R, length). A refit
+            without warm_start starts anew.
         quantizer: Of standardised vectors; None of codes made elsewhere.
         standardization: What it was fitted with; None as well.
         depth: Levels of the codebooks.

@@ -247,3 +247,24 @@ def test_growth_of_the_beauty_catalogue(shared_data):
     _, stability = ids.refit(x, all_items)
     assert stability.kept[0] > 0.9
     assert stability.new_mse < stability.old_mse
+
+
+@pytest.mark.parametrize("collisions", ["match", "token"])
+def test_retired_codes_stay_so_through_a_warm_refit(collisions, tmp_path):
+    names = np.array([f"n{i}" for i in range(40)])
+    ids = SemanticIDs.fit(
+        VECTORS[:40], names, depth=2, codebook_size=8, settings=QUICK, collisions=collisions
+    )
+    ids.remove(names[:3])
+    dropped = ids.lookup(names[3:5])
+    new, _ = ids.refit(VECTORS[5:40], names[5:])
+    assert new.retired_ids.tolist() == names[:5].tolist()
+    np.testing.assert_array_equal(new.retired_codes, np.concatenate([ids.retired_codes, dropped]))
+    new.save(tmp_path / "ids")
+    new = SemanticIDs.load(tmp_path / "ids")
+    new.add(VECTORS[:5], [f"same vector as n{i}" for i in range(5)])
+    given = {tuple(codes) for codes in new.codes.tolist()}
+    assert not given & {tuple(codes) for codes in new.retired_codes.tolist()}
+    assert len(given) == len(new) == 40
+    anew, _ = ids.refit(VECTORS[5:40], names[5:], warm_start=False)
+    assert len(anew.retired_ids) == len(anew.retired_codes) == 0
