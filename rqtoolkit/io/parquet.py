@@ -15,13 +15,18 @@ __all__ = ["ParquetTable", "unknown_name", "unreadable", "write_parquet"]
 
 
 class ParquetTable:
-    """A Parquet column of lists, all of one length, and perhaps a column of ids beside it."""
+    """A Parquet column of lists, all of one length, and perhaps a column of ids beside it.
+
+    Attributes:
+        names: Columns of the file.
+    """
 
     def __init__(self, path: Path, column: str | None, id_column: str | None) -> None:
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
         if id_column is not None and id_column not in schema.names:
             raise unknown_name("--id-column", id_column, path, schema.names)
+        self.names = schema.names
         self._file, self._path, self._column = file, path, _choose_column(schema, path, column)
         self.rows = file.metadata.num_rows
         self.dim = 0

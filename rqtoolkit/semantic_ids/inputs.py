@@ -16,6 +16,7 @@ from rqtoolkit.semantic_ids.items import as_item_ids, check_distinct
 __all__ = ["Embeddings", "open_embeddings"]
 
 _CHUNK_BYTES = 2**26
+_ID_COLUMN = "item_id"
 
 
 class Embeddings:
@@ -95,11 +96,12 @@ def open_embeddings(
     Args:
         where: Method, for messages.
         embeddings: (N, dim) array, memory map or tensor; DataFrame of numbers, or one of a column
-            of vectors; Series of vectors; path to .npy, .npz, .fvecs, .bvecs or Parquet. The index
-            of a frame or series gives the ids.
+            of vectors; Series or pyarrow column of vectors; path to .npy, .npz, .fvecs, .bvecs or
+            Parquet. The index of a frame or series gives the ids.
         item_ids: One id a row, before any other.
         column: Column of vectors, in Parquet and data frames.
-        id_column: Column of ids, in Parquet and data frames.
+        id_column: Column of ids, in Parquet and data frames; None takes a Parquet file's `item_id`
+            where there is one.
 
     Returns:
         The embeddings; and the ids, shape (N,), None where there are none.
@@ -113,6 +115,9 @@ def open_embeddings(
     """
     if isinstance(embeddings, str | PathLike):
         table = open_table(Path(embeddings), column=column, id_column=id_column)
+        names = table.names if isinstance(table, ParquetTable) else []
+        if item_ids is None and id_column is None and _ID_COLUMN in names:
+            table = open_table(Path(embeddings), column=column, id_column=_ID_COLUMN)
         found = table.ids
     else:
         array, found = _from_memory(where, embeddings, column, id_column)
@@ -138,7 +143,9 @@ def _from_memory(
             f"{where}: embeddings has to be an array, a data frame or a path; got a table with "
             f"columns {', '.join(map(str, embeddings.column_names))}. Pass table.to_pandas()."
         )
-    ids = getattr(embeddings, "index", None) if hasattr(embeddings, "to_numpy") else None
+    ids = getattr(embeddings, "index", None)
+    if callable(ids):  # a method of lists and of pyarrow's arrays
+        ids = None
     if hasattr(embeddings, "columns"):
         for name in (column, id_column):
             if name is not None and name not in embeddings.columns:
@@ -164,6 +171,8 @@ def _matrix(where: str, embeddings: Any) -> NDArray:
     """Return the (N, dim) numbers of an array, tensor, frame or series of vectors."""
     if hasattr(embeddings, "detach"):
         embeddings = embeddings.detach().cpu().float()
+    if hasattr(embeddings, "buffers"):  # a pyarrow array, which copies only when told
+        embeddings = embeddings.to_numpy(zero_copy_only=False)
     try:
         array = embeddings.to_numpy() if hasattr(embeddings, "to_numpy") else np.asarray(embeddings)
     except ValueError as error:  # lists of different lengths

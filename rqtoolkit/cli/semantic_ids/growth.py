@@ -53,7 +53,7 @@ def add(
         check_suffix(opt.check_file(delta, data, ids), (".parquet",))
     catalogue = SemanticIDs.load(folder, encoder=encoder)
     with working(threads) as progress:
-        if ids is None and id_column is None:
+        if ids is None and id_column is None and data.suffix.lower() != ".parquet":
             raise ConfigError("add needs the ids of the new items. Name --id-column or --ids.")
         new = catalogue.add(
             embeddings(data, key),

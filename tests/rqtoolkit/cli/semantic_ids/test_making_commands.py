@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -52,6 +53,9 @@ def test_ids_of_every_kind_of_file(shop, tmp_path, small, run):
         [shop / "x.npy", "--ids", tmp_path / "names.npy"],
         [shop / "two.npz", "--key", "old", "--ids", shop / "names.txt"],
     ]
+    columns = pq.read_table(shop / "x.parquet").rename_columns(["item_id", "vector", "label"])
+    pq.write_table(columns, tmp_path / "usual.parquet")
+    sources.append([tmp_path / "usual.parquet"])
     made = []
     for place, words in enumerate(sources):
         run("fit", *words, *small, "--out", tmp_path / str(place))
