@@ -51,6 +51,7 @@ def assign_codes(
     *,
     collisions: Collisions,
     taken: NDArray[np.int64] | None = None,
+    limit: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.int64]:
     """Give every item codes, as the way of dealing with collisions says.
@@ -62,6 +63,7 @@ def assign_codes(
         ranks: Place of each row among the sorted item ids, which settles ties.
         collisions: "match", "token" or "allow".
         taken: Codes that other items have or had, shape (M, length); None where there are none.
+        limit: Items that matching should give no first code more of.
         progress: Told of each stretch of work.
 
     Returns:
@@ -75,7 +77,7 @@ def assign_codes(
         length = len(quantizer.codebook_sizes) + (collisions == "token")
         taken = np.empty((0, length), np.int64)
     rows: Any = _StandardRows(embeddings.in_memory(), standardization)
-    return place_new(quantizer, rows, ranks, taken, collisions, progress=progress)
+    return place_new(quantizer, rows, ranks, taken, collisions, limit=limit, progress=progress)
 
 
 def decode_codes(

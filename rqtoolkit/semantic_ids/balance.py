@@ -82,7 +82,8 @@ def balanced_fit(
     if largest > limit:
         warnings.warn(
             f"balanced_fit: balance={balance} allows first codes of {limit:.0f} in {len(some)} "
-            f"vectors; got one of {largest}. Remove equal vectors, or raise balance.",
+            f"vectors; got one of {largest}. Raise balance, or remove equal vectors if there are "
+            "any.",
             UserWarning,
             stacklevel=2,
         )

@@ -79,7 +79,9 @@ def fit(
             compute.
         collisions: "match" gives each item codes of its own; "token" adds one more code that
             counts items of equal codes from 0; "allow" leaves them equal.
-        balance: Let no first-level code have more than this times the even share of items.
+        balance: Let no first-level code have more than this times the even share of items, with
+            a warning where equal vectors, or too few codes to match them all, stand against it.
+            Items added later meet the same prices, but no limit.
         scale_columns: Scale each column of the embeddings to one spread. It suits columns in
             different units; otherwise it costs error.
         settings: Arguments of the quantizer and of its `fit`, by name.
@@ -266,14 +268,20 @@ def of_codebooks(
     """
     books = quantizer, standardization
     ranks = id_ranks(item_ids)
+    balance = (fitted_with or {}).get("balance")
+    share = len(item_ids) / quantizer.codebook_sizes[0]
+    limit = None if balance is None else max(int(balance * share), math.ceil(share))
     codes = assign_codes(
         *books,
         vectors,
         ranks,
         collisions=collisions,
         taken=None if retired is None else retired[1],
+        limit=limit,
         progress=progress,
     )
+    if limit is not None and collisions == "match":
+        _warn_beyond(limit, codes)
     return _first(
         cls,
         item_ids,
@@ -358,6 +366,18 @@ def _check_room(where: str, items: int, codebook_sizes: Sequence[int]) -> None:
             f"{where}: codebook_size={codebook_sizes} makes {math.prod(codebook_sizes)} codes, too "
             f"few for collisions='match'; got {items} items. Raise codebook_size or depth, or "
             "choose collisions='token'."
+        )
+
+
+def _warn_beyond(limit: int, codes: NDArray[np.int64]) -> None:
+    """Say where codes that are free have not allowed for balance."""
+    largest = int(np.bincount(codes[:, 0]).max())
+    if largest > limit:
+        warnings.warn(
+            f"SemanticIDs: balance allows first codes of {limit} items; got one of {largest} once "
+            "all have codes of their own. Raise balance, codebook_size or depth.",
+            UserWarning,
+            stacklevel=4,
         )
 
 

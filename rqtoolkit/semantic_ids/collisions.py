@@ -42,6 +42,7 @@ def place_new(
     taken: Codes,
     policy: Collisions,
     *,
+    limit: int | None = None,
     progress: Progress | None = None,
 ) -> Codes:
     """Codes of items that are new beside others, whose codes stay as they are.
@@ -53,6 +54,7 @@ def place_new(
         taken: Codes that are given already, now or formerly, shape (M, length); M may be 0.
         policy: "match" gives each item free codes of its own, "token" adds a counter that goes on
             from the largest given, "allow" lets items share codes.
+        limit: As in `match_codes`.
         progress: Told how far the matching is.
 
     Returns:
@@ -64,7 +66,7 @@ def place_new(
         DataError: If there are fewer free codes than items to match.
     """
     if policy == "match":
-        return match_codes(quantizer, x, order, taken=taken, progress=progress)
+        return match_codes(quantizer, x, order, taken=taken, limit=limit, progress=progress)
     if policy not in ("token", "allow"):
         raise ConfigError(
             f"place_new: policy={policy!r} is unknown. Choose 'match', 'token' or 'allow'."
@@ -115,6 +117,7 @@ def match_codes(
     order: NDArray[np.int64],
     *,
     taken: Codes | None = None,
+    limit: int | None = None,
     progress: Progress | None = None,
 ) -> Codes:
     """Codes of which no two items have the same, by minimum-cost matching of the last level.
@@ -131,6 +134,8 @@ def match_codes(
         x: Vectors, shape (N, dim), numpy (also memory-mapped) or torch.
         order: Rank of each item's id, shape (N,), all different. Rows may come in any order.
         taken: Codes that no item may have, shape (M, depth).
+        limit: Items that a first code should not have more of. Those it has too many move on to
+            free codes near by, where there are any; otherwise it is exceeded.
         progress: Told how far the matching is.
 
     Returns:
@@ -160,7 +165,7 @@ def match_codes(
     moved = spill(quantizer, rows, codes, used)
     buckets = crowded_buckets(codes, used, moved)
     match_buckets(quantizer, rows, codes, buckets, used, progress)
-    relocate(quantizer, rows, codes, np.flatnonzero((codes != raw).any(axis=1)), used)
+    relocate(quantizer, rows, codes, np.flatnonzero((codes != raw).any(axis=1)), used, limit=limit)
     share_by_rank(quantizer, rows, codes, buckets)
 
     result = np.empty_like(codes)

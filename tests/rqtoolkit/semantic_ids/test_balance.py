@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from rqtoolkit import SemanticIDs
 from rqtoolkit.errors import ConfigError
 from rqtoolkit.quantizers.neural import NeuralResidualQuantizer
 from rqtoolkit.quantizers.residual import ResidualQuantizer
@@ -56,9 +57,34 @@ def test_prices_are_saved_and_fixed_by_the_seed(tmp_path):
         assert torch.equal(other.encode(torch.from_numpy(x)), one.encode(torch.from_numpy(x)))
 
 
+@pytest.mark.filterwarnings("ignore:balanced_fit")  # prices alone do not reach the least limit
+@pytest.mark.parametrize("balance", [1.0, 1.1])
+def test_matching_keeps_to_the_limit_too(balance):
+    x = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)  # of 512 codes
+    plain = SemanticIDs.fit(x, codebook_size=8, settings=SETTINGS)
+    balanced = SemanticIDs.fit(x, codebook_size=8, settings=SETTINGS, balance=balance)
+    assert (
+        np.bincount(balanced.codes[:, 0]).max()
+        <= balance * 50
+        < np.bincount(plain.codes[:, 0]).max()
+    )
+    assert len(np.unique(balanced.codes, axis=0)) == 400
+    assert balanced.mse < 1.05 * plain.mse
+
+
+def test_what_matching_leaves_beyond_the_limit_is_told():
+    x = np.ones((600, 4), np.float32) + 1e-3 * clusters(600)[:, :4]
+    x[:100] += 10 * clusters(100)[:, :4]
+    with pytest.warns(UserWarning, match="balance") as told:
+        ids = SemanticIDs.fit(x, depth=4, codebook_size=8, settings=SETTINGS, balance=1.0)
+    largest = np.bincount(ids.codes[:, 0]).max()
+    assert largest > 75
+    assert f"first codes of 75 items; got one of {largest} once all" in str(told[-1].message)
+
+
 def test_equal_vectors_beyond_the_limit_are_told():
     x = np.concatenate([clusters(200), np.ones((200, 6), np.float32)])
-    with pytest.warns(UserWarning, match="Remove equal vectors, or raise balance"):
+    with pytest.warns(UserWarning, match="Raise balance, or remove equal vectors"):
         balanced_fit(ResidualQuantizer(6, 2, 8), x, 1.2, **SETTINGS)
 
 

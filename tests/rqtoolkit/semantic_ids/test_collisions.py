@@ -140,6 +140,19 @@ def test_spilled_items_are_those_that_lose_least():
     assert match_codes(quantizer, x, np.arange(4))[:, 0].tolist() == [1, 0, 1, 0]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_first_codes_keep_to_a_limit_at_little_cost(seed):
+    quantizer, x = quantizer_of([4, 4, 4], seed=seed), vectors(40, seed=seed)
+    free, limited = (match_codes(quantizer, x, np.arange(40), limit=n) for n in (None, 10))
+    assert all_different(limited)
+    assert np.bincount(limited[:, 0]).max() <= 10 < np.bincount(free[:, 0]).max()
+    assert error(quantizer, x, free).mean() <= error(quantizer, x, limited).mean()
+    backwards = match_codes(quantizer, x[::-1].copy(), np.arange(40)[::-1], limit=10)
+    np.testing.assert_array_equal(backwards[::-1], limited)
+    wide = match_codes(quantizer, x, np.arange(40), limit=40)
+    np.testing.assert_array_equal(wide, free)
+
+
 def test_other_kinds_of_quantizers_are_matched_too():
     quantizer = NeuralResidualQuantizer(4, 2, 4, width=8)
     x = vectors(12)
