@@ -172,13 +172,14 @@ class GroupedResidualQuantizer(Quantizer):
             Codes, shape (..., depth · groups), int64, level after level.
         """
         flat, shape, beam, depth = self._to_encode(x, beam, depth)
-        codes = torch.empty(len(flat), depth * self.groups, dtype=torch.int64, device=flat.device)
+        rows = flat.shape[0]  # len() would fix it in exported programs
+        codes = torch.empty(rows, depth * self.groups, dtype=torch.int64, device=flat.device)
         budget = settings.get("max_bytes", DEFAULT_MAX_BYTES) // _TURNED_SHARE
-        for rows in chunk_slices(len(flat), 8 * self.dim, budget):
-            codes[rows] = _interleave(
+        for chunk in chunk_slices(rows, 8 * self.dim, budget):
+            codes[chunk] = _interleave(
                 [
                     part.encode(piece, beam=beam, depth=depth, **settings)
-                    for part, piece in zip(self._quantizers(), self._cut(flat[rows]), strict=True)
+                    for part, piece in zip(self._quantizers(), self._cut(flat[chunk]), strict=True)
                 ]
             )
         return codes.reshape(*shape, codes.shape[1])
@@ -299,7 +300,7 @@ class GroupedResidualQuantizer(Quantizer):
         sums = []
         for group, part in enumerate(self._quantizers()):
             own = codes[:, group :: self.groups]
-            blank = codes.new_zeros(len(codes), part.dim, dtype=torch.float32)
+            blank = codes.new_zeros(codes.shape[0], part.dim, dtype=torch.float32)
             sums.append(part._sum(own) if own.shape[1] else blank)
         return self._turned_back(torch.cat(sums, dim=1))
 

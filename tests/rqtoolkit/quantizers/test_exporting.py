@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from rqtoolkit import ResidualQuantizer
+from rqtoolkit import GroupedResidualQuantizer, ResidualQuantizer
 
 pytestmark = pytest.mark.slow
 
@@ -41,14 +41,21 @@ class Network(nn.Module):
 
 def fitted(**options):
     torch.manual_seed(0)
-    quantizer = ResidualQuantizer(DIM, 3, 16, **options)
+    kind = GroupedResidualQuantizer if "groups" in options else ResidualQuantizer
+    quantizer = kind(DIM, 3, 16, **options)
     quantizer(torch.randn(64, DIM))
     return quantizer.eval()
 
 
 KINDS = pytest.mark.parametrize(
     "options",
-    [{}, {"shared_codebook": True}, {"similarity": "cosine"}, {"codebook_dim": 4}],
+    [
+        {},
+        {"shared_codebook": True},
+        {"similarity": "cosine"},
+        {"codebook_dim": 4},
+        {"groups": 2, "rotation": "random"},
+    ],
     ids=str,
 )
 
@@ -71,7 +78,8 @@ def test_exported_programs_equal_their_methods_for_any_number_of_rows(options):
 
 
 @pytest.mark.parametrize(
-    ("options", "beam"), [({}, 1), ({}, 4), ({"similarity": "cosine"}, 1), ({"codebook_dim": 4}, 1)]
+    ("options", "beam"),
+    [({}, 1), ({}, 4), ({"similarity": "cosine"}, 1), ({"codebook_dim": 4}, 1), ({"groups": 2}, 1)],
 )
 @pytest.mark.filterwarnings("ignore")  # of the exporter and what it imports
 def test_onnx_programs_equal_their_methods(tmp_path, options, beam):
