@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from numbers import Integral, Real
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, get_args
 
 import numpy as np
@@ -104,7 +104,7 @@ def refit_quantizer(
     if "warm_start" not in inspect.signature(kind.fit).parameters:
         raise ConfigError(
             f"{where}: warm_start=True goes on from tables, which {kind.__name__} cannot. "
-            "Pass warm_start=False."
+            "Pass warm_start=False (--no-warm-start)."
         )
     _, trained = _split_settings(where, kind, settings or {})
     limit = trained.get("max_rows") or _ROWS_PER_CODE["residual"] * max(quantizer.codebook_sizes)
@@ -177,7 +177,7 @@ def _split_settings(
 
 def _check_number(where: str, name: str, value: Any, expected: Any) -> None:
     """Refuse what is no number where a setting takes numbers alone."""
-    kinds = get_args(expected) or (expected,)
+    kinds = get_args(expected) if isinstance(expected, UnionType) else (expected,)
     if not all(kind in _NUMBERS for kind in kinds):
         return
     fits = isinstance(value, tuple(_NUMBERS[kind] for kind in kinds))

@@ -410,3 +410,42 @@ def test_one_item_as_of_a_dict(fitted):
     for strange in ("other", 3):
         with pytest.raises(KeyError):
             fitted[strange]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("rqvae", {"latent_dim": 4, "hidden": [8], "epochs": 2, "batch_size": 8}),
+        ("neural", {"width": 8, "epochs": 1, "batch_size": 8}),
+        ("residual", QUICK),
+    ],
+)
+@pytest.mark.parametrize("items", [8, 16, 40])
+def test_batches_and_catalogues_no_larger_than_a_codebook(method, options, items):
+    x = points(items + 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*exceeds the number of items")
+        ids = fit(x[:items], method=method, settings=options, codebook_size=16, depth=2)
+    assert len(np.unique(ids.codes, axis=0)) == items
+    assert np.isfinite(ids.mse)
+    delta = ids.add(x[items:], [items])  # a batch of one
+    assert np.isfinite(delta.mse)
+    assert ids.items_of(delta.codes).tolist() == [items]
+
+
+@pytest.mark.parametrize("collisions", ["match", "token", "allow"])
+def test_levels_at_which_nothing_is_left_to_divide(collisions):
+    x = np.repeat(points(6), 5, axis=0)  # each first code has one vector, whose residual is 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ids = fit(x, depth=4, codebook_size=6, collisions=collisions)
+    assert ids.quantizer.codebooks.isfinite().all()
+    assert (ids.encode(x)[::5, 0] == ids.encode(x)[4::5, 0]).all()
+    assert len(np.unique(ids.encode(x), axis=0)) == 6
+    figures = ids.report(x)
+    assert figures.levels[0].used == 6
+    assert all(0 < level.used <= 6 for level in figures.levels[1:4])  # and the rest are empty
+    assert all(np.isfinite(level.perplexity) for level in figures.levels)
+    ids.add(points(4, seed=5), range(100, 104))
+    assert len(ids) == 34
+    assert len(ids.prefix_table()) == len(np.unique(ids.codes, axis=0))
