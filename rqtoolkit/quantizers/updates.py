@@ -64,8 +64,9 @@ def paces(chosen: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
     Returns:
         1 − decay for each table, shape (T, 1).
     """
-    sizes = chosen.new_tensor(codebook_sizes)
-    return (chosen.sum(dim=1) / (_MEMORY * sizes)).clamp(*_PACES)[:, None]
+    # Sizes stay numbers: the host would wait for a copy of them to a device.
+    per_entry = [own.sum() / size for own, size in zip(chosen, codebook_sizes, strict=True)]
+    return (torch.stack(per_entry) / _MEMORY).clamp(*_PACES)[:, None]
 
 
 def move_averages(

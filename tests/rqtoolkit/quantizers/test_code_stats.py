@@ -12,6 +12,7 @@ from rqtoolkit import ResidualQuantizer
 
 SIZES = (8, 3, 5)
 WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+COPIES = ("lift_fresh",)  # of numbers to a device, for which the host waits, too
 
 
 def trained(sizes=SIZES, dim=4, **options):
@@ -94,7 +95,7 @@ class Waits(TorchDispatchMode):
         name = function.overloadpacket.__name__
         indices = args[1] if name in ("index", "index_put_", "index_put") else ()
         by_mask = any(i is not None and i.dtype == torch.bool for i in indices)
-        if name in WAITS or by_mask:
+        if name in WAITS + COPIES or by_mask:
             self.found.append(name)
         return function(*args, **(kwargs or {}))
 
