@@ -125,3 +125,22 @@ def test_counts_start_where_steps_of_that_size_keep_them(shared, expected):
     torch.testing.assert_close(
         quantizer.state.counts.mean(1), torch.full_like(quantizer.state.counts[:, 0], expected)
     )
+
+
+@pytest.mark.parametrize(
+    ("vectors", "shared", "expected"),
+    [
+        (1, False, (0.01, 0.0125)),  # a batch of few vectors for an entry moves it little
+        (4, False, (0.025, 0.05)),  # 4 / (20 · 8) and 4 / (20 · 4)
+        (400, False, (0.05, 0.05)),
+        (4, True, (0.05,)),  # 2 · 4 / (20 · 8): a shared table collects the vectors of all levels
+        (1, True, (0.0125,)),
+    ],
+)
+def test_the_pace_of_averages_goes_by_vectors_for_each_entry(vectors, shared, expected):
+    quantizer = with_dead([], 8 if shared else (8, 4), shared_codebook=shared, restart_threshold=0)
+    total = quantizer.state.counts.sum(1)
+    quantizer(torch.randn(vectors, 2))
+    collected = vectors * (2 if shared else 1)
+    pace = torch.tensor(expected)
+    torch.testing.assert_close(quantizer.state.counts.sum(1), total * (1 - pace) + collected * pace)
