@@ -212,8 +212,9 @@ class ResidualQuantizer(Quantizer):
             mask: True for vectors, False for padding, bool, shape of the codes without their last
                 axis. Padding is quantized to 0 with codes of -1, and changes nothing for the rest.
             depth: Levels to use, for all vectors or, in the shape of mask, for each of them; all,
-                or what `depth_dropout` draws, when None. Moving averages learn from a vector at
-                every level, used or not.
+                or what `depth_dropout` draws, when None. Of one number for each, those
+                beyond the levels count as all. Moving averages learn from a vector at every level,
+                used or not.
             generator: Source of chance, on the device of x: of the k-means start, the restarts and
                 what is drawn while training; torch's default generator when None.
 
