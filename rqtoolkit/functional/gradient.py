@@ -66,7 +66,7 @@ def with_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
         x: What it depends on, any shape.
         gradient: Derivative of the value with respect to x, same shape.
     """
-    return value.detach() + (gradient.detach() * (x - x.detach())).sum()
+    return value.detach() + torch.dot(gradient.detach().flatten(), (x - x.detach()).flatten())
 
 
 def _norm(x: Tensor) -> Tensor:

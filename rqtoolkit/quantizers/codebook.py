@@ -273,7 +273,9 @@ class CodebookTables(nn.Module):
         """
         batch = batch_statistics(inputs, codes, weights, self.tables.detach().float())
         moving = None if self.learnable else self.tables
-        move_averages(moving, self.counts, self.codebook_sizes, batch, decay=self.decay)
+        uses = len(inputs) if len(self.codebook_sizes) == 1 else 1
+        move_averages(moving, self.counts, self.codebook_sizes, batch, decay=self.decay, uses=uses)
+        del batch  # as large as the tables
         if self.restart_threshold == 0:
             return None
         self._check_lasting()

@@ -124,7 +124,7 @@ def quantize_levels(
     error = torch.stack(errors)
     commitment = error.sum() / scale
     if x.requires_grad:
-        commitment = with_gradient(commitment, x, pull * (2 / scale))
+        commitment = with_gradient(commitment, x, pull.mul_(2 / scale))
     return LevelPass(
         codes=torch.stack(codes, dim=1),
         inputs=inputs,

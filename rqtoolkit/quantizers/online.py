@@ -69,6 +69,7 @@ def quantize(
         done = _run_levels(quantizer, x, choose, levels, in_use)
         if learns:
             done.dead = quantizer.state.update(done.inputs, done.codes, weights, generator)
+        done.inputs.clear()  # as large as x each
     if quantizer.projections is None and x.requires_grad:
         done.quantized = _ESTIMATORS[quantizer.estimator](x, done.quantized)
     return done

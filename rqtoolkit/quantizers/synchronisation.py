@@ -80,7 +80,7 @@ def draw_rows(
         drawn.append(torch.where(own[:, None], picked, 0))
     result = torch.stack(drawn)
     sum_over_ranks(result)
-    return torch.where(total > 0, result, torch.nan)
+    return result.masked_fill_(total == 0, torch.nan)
 
 
 def _agree(own: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:

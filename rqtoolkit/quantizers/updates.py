@@ -51,7 +51,7 @@ def batch_statistics(
     return counts, sums
 
 
-def paces(chosen: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
+def paces(chosen: Tensor, codebook_sizes: Sequence[int], uses: int) -> Tensor:
     """Return the weight of one batch in the moving averages, by how much it tells of an entry.
 
     Large batches need no long memory to average chance away, and a short one follows an encoder
@@ -60,13 +60,14 @@ def paces(chosen: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
     Args:
         chosen: How often the batch chose each entry, shape (T, K).
         codebook_sizes: Entries of each table.
+        uses: Levels that a table serves.
 
     Returns:
         1 − decay for each table, shape (T, 1).
     """
     # Sizes stay numbers: the host would wait for a copy of them to a device.
     per_entry = [own.sum() / size for own, size in zip(chosen, codebook_sizes, strict=True)]
-    return (torch.stack(per_entry) / _MEMORY).clamp(*_PACES)[:, None]
+    return (torch.stack(per_entry) / (_MEMORY * uses)).clamp(*_PACES)[:, None]
 
 
 def move_averages(
@@ -76,6 +77,7 @@ def move_averages(
     batch: tuple[Tensor, Tensor],
     *,
     decay: float | None,
+    uses: int = 1,
 ) -> None:
     """Move counts, and codewords in proportion, towards one batch, in place.
 
@@ -88,13 +90,14 @@ def move_averages(
         codebook_sizes: Entries of each table.
         batch: Counts and sums of the batch (`batch_statistics`).
         decay: Of the averages; None takes `paces` for 1 − decay.
+        uses: Levels that a table serves.
 
     References:
         van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017, appendix A.1.
         https://arxiv.org/abs/1711.00937
     """
     chosen, sums = batch
-    pace = paces(chosen, codebook_sizes) if decay is None else 1 - decay
+    pace = paces(chosen, codebook_sizes, uses) if decay is None else 1 - decay
     pace = pace * (chosen.sum() > 0)  # a batch without vectors is no evidence
     counts.lerp_(chosen, pace)
     if tables is None:
