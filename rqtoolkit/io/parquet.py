@@ -25,7 +25,7 @@ class ParquetTable:
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
         if id_column is not None and id_column not in schema.names:
-            raise unknown_name("--id-column", id_column, path, schema.names)
+            raise unknown_name("column", id_column, path, schema.names)
         self.names = schema.names
         self._file, self._path, self._column = file, path, _choose_column(schema, path, column)
         self.rows = file.metadata.num_rows
@@ -118,9 +118,9 @@ def write_parquet(
             done += len(chunk)
 
 
-def unknown_name(option: str, value: str, path: Path, names: list[str]) -> ConfigError:
+def unknown_name(kind: str, value: str, path: Path, names: list[str]) -> ConfigError:
     """Return the error for a name that the file lacks."""
-    return ConfigError(f"{option}={value} is not in {path}; it has {', '.join(names)}.")
+    return ConfigError(f"{path} has no {kind} {value!r}; it has {', '.join(names)}.")
 
 
 def unreadable(path: Path, error: Exception) -> ArtifactError:
@@ -139,11 +139,11 @@ def _choose_column(schema: pa.Schema, path: Path, column: str | None) -> str:
             raise ConfigError(
                 f"{path} has to have one column of lists of numbers; got "
                 f"{', '.join(lists) or 'none'} among {', '.join(schema.names)}. "
-                "Choose by --column."
+                "Name one as column."
             )
         return lists[0]
     if column not in schema.names:
-        raise unknown_name("--column", column, path, schema.names)
+        raise unknown_name("column", column, path, schema.names)
     if column not in lists:
         raise DataError(
             f"{path}: column {column!r} has to hold lists of numbers; "

@@ -124,9 +124,9 @@ def open_table(
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder. Name a file in it.")
     suffix = check_suffix(path, READABLE)
-    _refuse("--key", key, path, suffix == ".npz", ".npz")
-    _refuse("--column", column, path, suffix == ".parquet", "Parquet")
-    _refuse("--id-column", id_column, path, suffix == ".parquet", "Parquet")
+    _refuse("array", key, path, suffix == ".npz", ".npz")
+    _refuse("column", column, path, suffix == ".parquet", "Parquet")
+    _refuse("column", id_column, path, suffix == ".parquet", "Parquet")
     try:
         table = _open(path, suffix, key, column, id_column)
     except (RQToolkitError, PermissionError):
@@ -175,7 +175,7 @@ def write_table(
         raise ConfigError(f"output: {path} has no room for ids. Name a .parquet file.")
     if ids is not None and id_column == column:
         raise ConfigError(
-            f"--id-column={id_column} is also the name of the column to write into {path}. "
+            f"column {id_column!r} of ids has the name of the column to write into {path}. "
             "Rename the column of ids."
         )
     with atomic_path(path) as temporary:
@@ -242,11 +242,11 @@ def _map_npz(path: Path, key: str | None) -> NDArray:
         if key is None:
             if len(names) != 1:
                 raise ConfigError(
-                    f"{path} holds {', '.join(names) or 'no array'}. Choose by --key."
+                    f"{path} holds {', '.join(names) or 'no array'}. Name one as key."
                 )
             key = names[0]
         if key not in names:
-            raise unknown_name("--key", key, path, names)
+            raise unknown_name("array", key, path, names)
         # A zip member cannot be mapped in place when compressed: it is unpacked to a file without
         # a name, which vanishes with the process.
         name = archive.namelist()[names.index(key)]
@@ -256,6 +256,6 @@ def _map_npz(path: Path, key: str | None) -> NDArray:
             return _map_npy(stream, path)
 
 
-def _refuse(option: str, value: str | None, path: Path, fits: bool, kind: str) -> None:
+def _refuse(kind: str, value: str | None, path: Path, fits: bool, files: str) -> None:
     if value is not None and not fits:
-        raise ConfigError(f"{option}={value} is for {kind} files; got {path}. Leave it out.")
+        raise ConfigError(f"{path} has no {kind} {value!r}, as {files} files have. Leave it out.")

@@ -238,7 +238,7 @@ def refit(
         elif codebook_size is not None:
             raise ConfigError(
                 f"{where}: codebook_size={codebook_size} makes other codebooks; got "
-                "warm_start=True. Pass warm_start=False."
+                "warm_start=True. Pass warm_start=False (--no-warm-start)."
             )
         else:
             new_books = refit_quantizer(

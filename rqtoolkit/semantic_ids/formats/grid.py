@@ -100,8 +100,8 @@ def write_grid(path: str | Path, codes: ArrayLike, item_ids: Any = None) -> None
         strange = ids if ids.dtype.kind != "i" else ids[(ids < 0) | (ids >= len(ids))]
         raise DataError(
             f"write_grid: item_ids have to be 0 … {len(ids) - 1}, since GRID numbers items by "
-            f"column; got {shown(strange[0])}. Leave item_ids out to write the rows in order, "
-            "and keep the ids beside."
+            f"column; got {shown(strange[0])}. Write the rows in order, without item_ids, "
+            "and keep these in a file of their own (--ids-out)."
         )
     columns = np.empty_like(codes)
     columns[ids] = codes
@@ -122,5 +122,5 @@ def _check_counter(path: Path, codes: NDArray[np.int64]) -> None:
     if not any((counters[order] == place + start * shared).all() for start in (0, 1)):
         raise DataError(
             f"{path}: the last row has to count the items that share all other codes, 0, 1, … or "
-            "1, 2, … with 0 for items alone; it does not. Pass counter=False if it holds codes."
+            "1, 2, … with 0 for items alone; it does not. Read codes without counter."
         )

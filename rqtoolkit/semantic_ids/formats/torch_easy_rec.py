@@ -61,12 +61,12 @@ def read_item_to_sid(
     if not counter:
         return ItemCodes(item_ids, codes, sizes)
     if "index" not in table.column_names:
-        raise ArtifactError(f"{path} has no column 'index' to count by. Pass counter=False.")
+        raise ArtifactError(f"{path} has no column 'index' to count by. Read it without counter.")
     slots = table.column("index").to_numpy()
     if (_ranked(codes, slots) != slots).any():
         raise DataError(
             f"{path}: column 'index' has to count the items of an ID from 1; got {slots.min()} … "
-            f"{slots.max()}. Pass counter=False to leave it out."
+            f"{slots.max()}. Read it without counter."
         )
     full = np.column_stack([codes, slots - 1])
     return ItemCodes(item_ids, full, (*sizes, int(slots.max())), counter=True)
@@ -102,7 +102,9 @@ def write_item_to_sid(
     item_ids, table = checked_items(where, item_ids, codes)
     sizes = checked_codes(where, table, codebook_sizes)
     if counter and len(sizes) < 2:
-        raise ShapeError(f"{where}: a counter alone is no ID; got one code. Pass counter=False.")
+        raise ShapeError(
+            f"{where}: a counter alone is no ID; got one code. Write it without counter."
+        )
     slots = table[:, -1] + 1 if counter else _slots(table)
     if counter:
         table, sizes = table[:, :-1], sizes[:-1]

@@ -38,7 +38,7 @@ def chosen_items(where: str, items: ArrayLike, item_ids: NDArray) -> NDArray[np.
     if (unknown := ~np.isin(wanted, item_ids)).any():
         raise DataError(
             f"{where}: {unknown.sum()} of {len(wanted)} items are not in the catalogue; got "
-            f"{wanted[unknown].tolist()[0]!r}. Pass ids from histories.item_ids."
+            f"{wanted[unknown].tolist()[0]!r}. Leave them out, or add them."
         )
     return np.isin(item_ids, wanted)
 

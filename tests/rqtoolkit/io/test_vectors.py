@@ -93,9 +93,9 @@ def test_sample_is_even_ordered_and_fixed_by_the_seed(tmp_path, name):
 def test_npz_with_several_arrays_needs_a_key(tmp_path):
     np.savez(tmp_path / "a.npz", train=np.ones((2, 3)), test=np.zeros((4, 3)))
     assert open_vectors(tmp_path / "a.npz", key="test").rows == 4
-    with pytest.raises(ConfigError, match=r"train, test.*--key"):
+    with pytest.raises(ConfigError, match=r"train, test.*as key"):
         open_vectors(tmp_path / "a.npz")
-    with pytest.raises(ConfigError, match="--key=val"):
+    with pytest.raises(ConfigError, match="no array 'val'; it has train, test"):
         open_vectors(tmp_path / "a.npz", key="val")
 
 
@@ -212,9 +212,9 @@ def test_damaged_pages_of_parquet(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"column": "no"}, "--column=no"),
-        ({"id_column": "no"}, "--id-column=no"),
-        ({"key": "no"}, "--key=no is for .npz"),
+        ({"column": "no"}, "no column 'no'; it has vectors, item"),
+        ({"id_column": "no"}, "no column 'no'; it has vectors, item"),
+        ({"key": "no"}, "no array 'no', as .npz files have"),
     ],
 )
 def test_unknown_names_in_parquet(tmp_path, options, words):

@@ -124,7 +124,7 @@ BAD_CALLS = [
     (["refit", "{ids}", "{shop}/new.npy", "--out", "{tmp}/a"], "120 items published"),
     (
         ["refit", "{ids}", "{shop}/x.npy", "--codebook-size", "4", "--out", "{tmp}/a"],
-        "warm_start=False",
+        "--no-warm-start",
     ),
 ]
 
