@@ -133,8 +133,8 @@ def test_counts_start_where_steps_of_that_size_keep_them(shared, expected):
         (1, False, (0.01, 0.0125)),  # a batch of few vectors for an entry moves it little
         (4, False, (0.025, 0.05)),  # 4 / (20 · 8) and 4 / (20 · 4)
         (400, False, (0.05, 0.05)),
-        (4, True, (0.05,)),  # 2 · 4 / (20 · 8): a shared table collects the vectors of all levels
-        (1, True, (0.0125,)),
+        (4, True, (0.025,)),  # 2 · 4 / (2 · 20 · 8): a shared table serves all levels
+        (1, True, (0.01,)),
     ],
 )
 def test_the_pace_of_averages_goes_by_vectors_for_each_entry(vectors, shared, expected):
