@@ -92,11 +92,20 @@ class Quantizer(nn.Module, ABC):
     def freeze(self) -> Self:
         """Stop every table, statistic and restart, in training mode too; return the quantizer.
 
-        `fit` is refused from then on. Not part of what `save` and `state_dict` keep.
+        Codes are still drawn and levels dropped where the arguments say so. `fit` is refused until
+        `unfreeze`. Not part of what `save` and `state_dict` keep.
         """
-        self.frozen = True
-        self.requires_grad_(False)
-        return self
+        return self._set_frozen(True)
+
+    def unfreeze(self) -> Self:
+        """Let everything that `freeze` stopped learn again; return the quantizer."""
+        return self._set_frozen(False)
+
+    def _set_frozen(self, frozen: bool) -> Self:
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                module.frozen = frozen
+        return self.requires_grad_(not frozen)
 
     def save(self, path: str | Path) -> None:
         """Write tensors and constructor arguments as one safetensors file, atomically.

@@ -48,7 +48,6 @@ class CodebookTables(nn.Module):
     tables: Tensor
     counts: Tensor
     sums: Tensor
-    gathered: Tensor
     initialized: Tensor
     stored_beam: Tensor
     penalties: Tensor
@@ -83,11 +82,13 @@ class CodebookTables(nn.Module):
         keeps_sums = update == "paper"
         self.register_buffer("counts", valid.float() * (not keeps_sums))
         self.register_buffer("sums", torch.zeros_like(tables) if keeps_sums else None)
-        self.register_buffer("gathered", torch.empty(0, dim, dtype=torch.float32))
-        self.register_buffer("initialized", torch.tensor(False))
+        # Flags and settings are floats, so that averages of weights can run over all buffers.
+        self.register_buffer("initialized", torch.tensor(0.0))
         # In the state only where there are some: most quantizers have none.
         self.register_buffer("penalties", torch.empty(0, 0), persistent=False)
-        self.register_buffer("stored_beam", torch.tensor(beam))
+        self.register_buffer("stored_beam", torch.tensor(float(beam)))
+        # No buffer, though part of the state: what copies buffers expects one shape for ever.
+        self.gathered = torch.empty(0, dim, dtype=torch.float32)
         self._kept: tuple[Any, Any, CodebookProducts] | None = None
         # These mirror buffers, so that nothing waits for a device.
         self._started, self.beam = False, beam
@@ -103,7 +104,7 @@ class CodebookTables(nn.Module):
     @torch.compiler.disable
     def _see_whether_kmeans_started(self) -> None:
         # Somebody else may have written the buffer: DistributedDataParallel, for one.
-        self._started = bool(self.initialized)
+        self._started = bool(self.initialized > 0.5)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Notice when `fully_shard` puts shards in place of the tables."""
@@ -148,15 +149,13 @@ class CodebookTables(nn.Module):
             return None
         if self.tables.is_inference():  # such tensors do not count their changes
             return CodebookProducts.of(levels, self.level_penalties(depth), both_ways=both_ways)
-        source = (self.tables, self.penalties)
-        key = (depth, both_ways, *((id(t), t.data_ptr(), t._version) for t in source))
+        key = (depth, both_ways, self.tables.device, id(self.penalties), self.penalties._version)
         kept = self._kept
-        # What writes a parameter's `.data`, as averages of weights do, is not counted as a change
-        if kept is None or kept[0] != key or (self.learnable and not kept[1][0].equal(self.tables)):
+        # Compared by value: what writes `.data`, as averages of weights do, counts as no change.
+        if kept is None or kept[0] != key or not kept[1][0].equal(self.tables):
             made = CodebookProducts.of(levels, self.level_penalties(depth), both_ways=both_ways)
-            if self.learnable:
-                source = (self.tables.detach().clone(), self.penalties)
-            kept = (key, source, made)  # the source stays alive, so that its id stays its own
+            # The penalties stay alive, so that their id stays their own.
+            kept = (key, (self.tables.detach().clone(), self.penalties), made)
             self._kept = kept
         return kept[2]
 
@@ -174,10 +173,8 @@ class CodebookTables(nn.Module):
 
     def set_penalties(self, penalties: Tensor | None) -> None:
         """Keep what each entry adds to the squared error: shape (depth, K), or None."""
-        # Tables without storage are about to be replaced by those of a state, on the CPU.
-        device = "cpu" if self.tables.is_meta else self.tables.device
-        self.penalties = torch.empty(0, 0) if penalties is None else penalties.detach().float()
-        self.penalties = self.penalties.to(device)
+        penalties = torch.empty(0, 0) if penalties is None else penalties.detach().float()
+        self.penalties = penalties.to(self._device_of_state())
 
     def set_beam(self, beam: int) -> None:
         """Keep how many prefixes encoding keeps."""
@@ -202,7 +199,7 @@ class CodebookTables(nn.Module):
         if self.sums is not None:
             self.sums.copy_(self.tables * self.counts[..., None])
         self.gathered = self.gathered[:0].clone()
-        self.initialized.fill_(True)
+        self.initialized.fill_(1.0)
         self._started = True
 
     def dead_entries(self) -> Tensor | None:
@@ -293,21 +290,62 @@ class CodebookTables(nn.Module):
         """Follow the parent to another device, never to another precision."""
         with exact_values(self):
             super()._apply(fn, recurse)
+        device = self.tables.device
+        lost = self.gathered.is_meta  # as what `to_empty` gives its storage has lost its values
+        kept = self.gathered[:0] if lost else self.gathered
+        self.gathered = torch.empty_like(kept, device=device) if lost else kept.to(device)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Add the penalties where there are any."""
+        """Add what is no buffer: gathered vectors, sizes, and the penalties where there are any."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "gathered"] = self.gathered
+        destination[prefix + "sizes"] = torch.tensor(self.codebook_sizes)
         if self.penalties.numel():
             destination[prefix + "penalties"] = self.penalties
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Take the gathered vectors and the penalties, however many the state has."""
-        stored = state_dict.get(prefix + "gathered")
-        if stored is not None:
-            self.gathered = self.gathered.new_empty(stored.shape)
-        self.set_penalties(state_dict.pop(prefix + "penalties", None))
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take back what `_save_to_state_dict` added, and refuse what is of other sizes."""
+        gathered = state_dict.pop(prefix + "gathered", self.gathered)
+        sizes = state_dict.pop(prefix + "sizes", None)
+        if gathered.shape[1:] != self.gathered.shape[1:]:
+            error_msgs.append(
+                f"{prefix}gathered has vectors of size {tuple(gathered.shape[1:])}; "
+                f"got a quantizer for {tuple(self.gathered.shape[1:])}."
+            )
+        elif sizes is not None and tuple(sizes.tolist()) != self.codebook_sizes:
+            error_msgs.append(
+                f"{prefix}tables have codebook sizes {tuple(sizes.tolist())}; got a quantizer of "
+                f"{self.codebook_sizes}."
+            )
+        else:
+            self.gathered = gathered.detach().to(self._device_of_state(), torch.float32, copy=True)
+            self.set_penalties(state_dict.pop(prefix + "penalties", None))
+        state_dict.pop(prefix + "penalties", None)
         # States put together from elsewhere say nothing of how to encode.
-        state_dict.setdefault(prefix + "stored_beam", torch.tensor(self.beam))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._started, self.beam = bool(self.initialized), int(self.stored_beam)
+        state_dict.setdefault(prefix + "stored_beam", torch.tensor(float(self.beam)))
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        if not self.initialized.is_meta:
+            self._started = bool(self.initialized > 0.5)
+            self.beam = round(float(self.stored_beam))
+
+    def _device_of_state(self) -> str | torch.device:
+        # Tables without storage are about to be replaced by those of a state, on the CPU.
+        return "cpu" if self.tables.is_meta else self.tables.device

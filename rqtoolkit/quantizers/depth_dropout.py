@@ -28,7 +28,8 @@ def depths_to_use(
         quantizer: Whose `depth_dropout` it is: the chance, in training mode, that a sample (an
             index of the first axis) uses only the first 1, 2, … or all levels, all equally likely.
         shape: Shape of the codes without their last axis.
-        depth: Levels to use, for all vectors, or one number for each; drawn when None.
+        depth: Levels to use, for all vectors, for each sample, or for each vector; tensors are
+            clamped to what there is. Drawn when None.
         generator: Source of the draws, on the device.
         device: Where the vectors are.
 
@@ -45,12 +46,14 @@ def depths_to_use(
     if isinstance(depth, Tensor):
         if depth.is_floating_point() or depth.is_complex() or depth.dtype == torch.bool:
             raise DataError(f"{where}: depth has to be integers; got {depth.dtype}.")
-        if depth.shape != shape:
+        if depth.shape != shape[: depth.ndim]:
             raise ShapeError(
-                f"{where}: depth has to be one number, or have shape {tuple(shape)}; "
-                f"got {tuple(depth.shape)}."
+                f"{where}: depth has to be one number, or have shape {tuple(shape)} or that of its "
+                f"first axes; got {tuple(depth.shape)}."
             )
-        return depth.reshape(-1)
+        # Clamped, as a refusal would wait for the device.
+        depth = depth.clamp(1, quantizer.depth)
+        return depth.reshape(*depth.shape, *[1] * (len(shape) - depth.ndim)).expand(shape).flatten()
     if depth is not None:
         checks.check_depth(where, depth, quantizer.depth)
         return torch.full((prod(shape),), depth, device=device)

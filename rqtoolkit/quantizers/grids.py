@@ -150,8 +150,8 @@ class GridQuantizer(Quantizer):
             x: Vectors, shape (..., dim), or (B, dim, ...) with channels_first; floating point.
             mask: True for vectors, False for padding, bool, shape of the codes without their last
                 axis. Padding is quantized to 0 with codes of -1, and changes nothing for the rest.
-            depth: Levels to use, for all vectors or, in the shape of mask, for each of them; all,
-                or what `depth_dropout` draws, when None.
+            depth: Levels to use: a number, or integers in the shape of mask or of its first axes,
+                clamped to the levels there are; all, or what `depth_dropout` draws, when None.
             generator: Source of what is drawn, on the device of x; torch's default when None.
 
         Returns:

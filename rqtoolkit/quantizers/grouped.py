@@ -242,12 +242,6 @@ class GroupedResidualQuantizer(Quantizer):
             )
         return self
 
-    def freeze(self) -> "GroupedResidualQuantizer":
-        """Stop every table, statistic and restart, in training mode too."""
-        for part in self._quantizers():
-            part.freeze()
-        return super().freeze()
-
     to_faiss = faiss_bridge.to_faiss
 
     def _codewords(self) -> list[Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rqtoolkit.errors import ConfigError
+from rqtoolkit.functional.arguments import check_count, check_rate
 from rqtoolkit.functional.assign import DEFAULT_MAX_BYTES, sum_codewords
 from rqtoolkit.functional.refinement import encode_refined
 from rqtoolkit.io.artifact import check_tensors
@@ -148,7 +149,7 @@ class ResidualQuantizer(Quantizer):
         self.codebook_size = list(sizes) if isinstance(codebook_size, Sequence) else sizes[0]
         self.codebook_sizes = sizes
         self.shared_codebook = shared_codebook
-        self.update, self.decay, self.restart_threshold = update, decay, restart_threshold
+        self.update = update
         self.kmeans_init = kmeans_init
         self.estimator, self.similarity, self.codebook_dim = estimator, similarity, codebook_dim
         self.depth_dropout, self.tau, self.forward_beam = depth_dropout, tau, forward_beam
@@ -167,9 +168,34 @@ class ResidualQuantizer(Quantizer):
         )
 
     @property
-    def beam(self) -> int:  # type: ignore[override]
+    def beam(self) -> int:
         """Prefixes that `encode` keeps unless told otherwise."""
         return self.state.beam
+
+    @beam.setter
+    def beam(self, beam: int) -> None:
+        self.state.set_beam(check_count(self._name("beam"), "beam", beam))
+
+    @property
+    def decay(self) -> float | None:
+        """Of the moving averages; None goes by the batch."""
+        return self.state.decay
+
+    @decay.setter
+    def decay(self, decay: float | None) -> None:
+        if decay is not None:
+            check_rate("ResidualQuantizer", "decay", decay)
+        self.state.decay = decay
+
+    @property
+    def restart_threshold(self) -> float:
+        """Share of the mean count under which an entry restarts; 0 is off."""
+        return self.state.restart_threshold
+
+    @restart_threshold.setter
+    def restart_threshold(self, threshold: float) -> None:
+        check_rate("ResidualQuantizer", "restart_threshold", threshold)
+        self.state.restart_threshold = threshold
 
     @property
     def codebooks(self) -> Tensor:
@@ -211,10 +237,9 @@ class ResidualQuantizer(Quantizer):
                 and do reach the losses.
             mask: True for vectors, False for padding, bool, shape of the codes without their last
                 axis. Padding is quantized to 0 with codes of -1, and changes nothing for the rest.
-            depth: Levels to use, for all vectors or, in the shape of mask, for each of them; all,
-                or what `depth_dropout` draws, when None. Of one number for each, those
-                beyond the levels count as all. Moving averages learn from a vector at every level,
-                used or not.
+            depth: Levels to use: a number, or integers in the shape of mask or of its first axes,
+                clamped to the levels there are; all, or what `depth_dropout` draws, when None.
+                Moving averages learn from a vector at every level, used or not.
             generator: Source of chance, on the device of x: of the k-means start, the restarts and
                 what is drawn while training; torch's default generator when None.
 

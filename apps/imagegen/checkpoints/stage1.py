@@ -279,5 +279,5 @@ def autoencoder_from_official(
         "quantizer.state.tables": tables,
         "quantizer.state.counts": counts,
         "quantizer.state.gathered": torch.empty(0, dim),
-        "quantizer.state.initialized": torch.tensor(True),
+        "quantizer.state.initialized": torch.tensor(1.0),
     }
