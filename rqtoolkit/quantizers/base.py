@@ -110,6 +110,9 @@ class Quantizer(nn.Module, ABC):
     def save(self, path: str | Path) -> None:
         """Write tensors and constructor arguments as one safetensors file, atomically.
 
+        A quantizer in a network that is still gathering vectors for its k-means start loses them;
+        `state_dict` keeps them.
+
         Args:
             path: File to write.
         """
