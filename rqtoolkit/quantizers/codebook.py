@@ -15,7 +15,7 @@ from rqtoolkit.quantizers.precision import exact_values
 from rqtoolkit.quantizers.projections import LevelProjections
 from rqtoolkit.quantizers.synchronisation import broadcast_from_first, gather_rows
 from rqtoolkit.quantizers.updates import (
-    batch_statistics,
+    BatchRecord,
     dead_limit,
     move_averages,
     revive,
@@ -249,41 +249,46 @@ class CodebookTables(nn.Module):
         uses = depth if len(self.codebook_sizes) == 1 else 1
         self.set_tables(tables, vectors=len(vectors) * uses if enough else None)
 
+    def new_record(
+        self, levels: int, weights: Tensor, generator: torch.Generator | None
+    ) -> BatchRecord:
+        """Return a record to note a batch in, for `update`.
+
+        Args:
+            levels: Levels that the batch passes through.
+            weights: Shape (N,): 1 for vectors that count, 0 for those that do not.
+            generator: Source of chance for the restarts.
+        """
+        return BatchRecord(
+            self.tables.detach().float(),
+            levels,
+            weights,
+            sums=not self.learnable,
+            restarts=self.restart_threshold > 0,
+            generator=generator,
+        )
+
     @torch.no_grad()
-    def update(
-        self,
-        inputs: Sequence[Tensor],
-        codes: Tensor,
-        weights: Tensor,
-        generator: torch.Generator | None,
-    ) -> Tensor | None:
+    def update(self, record: BatchRecord) -> Tensor | None:
         """Move counts and (under EMA) codewords towards one batch, then revive dead entries.
 
         Args:
-            inputs: What each level quantized, shape (N, dim) each, finite.
-            codes: Shape (N, depth).
-            weights: Shape (N,): 1 for vectors that count, 0 for those that do not.
-            generator: Source of chance for the restarts.
+            record: What the batch says.
 
         Returns:
             How many entries of each table were dead, shape (T,), int64; None without restarts.
         """
-        batch = batch_statistics(inputs, codes, weights, self.tables.detach().float())
-        moving = None if self.learnable else self.tables
-        uses = len(inputs) if len(self.codebook_sizes) == 1 else 1
-        move_averages(moving, self.counts, self.codebook_sizes, batch, decay=self.decay, uses=uses)
-        del batch  # as large as the tables
-        if self.restart_threshold == 0:
+        record.share()
+        move_averages(self.tables, self.counts, self.codebook_sizes, record, decay=self.decay)
+        if record.pool is None:
             return None
         self._check_lasting()
         return revive(
             self.tables,
             self.counts,
             self.codebook_sizes,
-            inputs,
-            weights,
+            record.pool,
             threshold=self.restart_threshold,
-            generator=generator,
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CodebookTables":

@@ -13,6 +13,7 @@ from rqtoolkit.functional.gradient import with_gradient
 __all__ = [
     "Choose",
     "LevelPass",
+    "Observe",
     "choose_codes",
     "counted_vectors",
     "given_codes",
@@ -22,6 +23,9 @@ __all__ = [
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 """Called as choose(residual, table, level), shapes (N, dim) and (K, dim); returns codes (N,)."""
 
+Observe = Callable[[int, Tensor, Tensor], None]
+"""Called as observe(level, inputs, codes), shapes (N, dim of the table) and (N,)."""
+
 
 @dataclass
 class LevelPass:
@@ -29,8 +33,6 @@ class LevelPass:
 
     Attributes:
         codes: Shape (N, depth), int64.
-        inputs: What each level's table was to stand for, (N, dim of the table) each, without
-            gradient.
         quantized: Sum of the chosen codewords over the levels in use, shape (N, dim).
         commitment_loss: Mean over levels in use and elements of (x − detached partial sum)².
         codebook_loss: Mean over levels in use and elements of (detached residual − codeword)²; its
@@ -42,7 +44,6 @@ class LevelPass:
     """
 
     codes: Tensor
-    inputs: list[Tensor]
     quantized: Tensor
     commitment_loss: Tensor
     codebook_loss: Tensor
@@ -91,6 +92,7 @@ def quantize_levels(
     *,
     in_use: Tensor | None = None,
     codebook_loss: bool = False,
+    observe: Observe | None = None,
 ) -> LevelPass:
     """Quantize what is left over, level after level.
 
@@ -101,24 +103,27 @@ def quantize_levels(
         in_use: Which levels count for which vectors, shape (N, depth), 0 or 1; all when None.
             Every level is computed for every vector, whatever counts.
         codebook_loss: Also compute the loss that moves the tables.
+        observe: Told what each level quantized, (N, dim), without gradient, and its codes.
     """
     residual, quantized = x.detach(), torch.zeros_like(x)
     pull = torch.zeros_like(quantized)  # what is left over, summed over levels
-    inputs, codes, errors = [], [], []
+    codes, errors = [], []
     alignment = x.new_zeros(())
     for level, table in enumerate(tables):
         share = None if in_use is None else in_use[:, level, None]
-        inputs.append(residual)
         codes.append(choose(residual, table, level))
+        if observe is not None:
+            observe(level, residual, codes[-1])
         codeword = F.embedding(codes[-1], table)
         if codebook_loss:
             alignment = alignment + _counted((residual - codeword).square(), share).sum()
         codeword = codeword.detach()
-        residual = residual - codeword
         quantized += _counted(codeword, share)
+        residual = residual - codeword if level == 0 else residual.sub_(codeword)  # x stays
+        del codeword
         left = _counted(residual, share)
         pull += left
-        errors.append((left * residual).sum())
+        errors.append(torch.dot(left.flatten(), residual.flatten()))
     vectors = counted_vectors(x, in_use, len(tables))
     scale = vectors.sum().clamp_min(1) * x.shape[1]
     error = torch.stack(errors)
@@ -127,7 +132,6 @@ def quantize_levels(
         commitment = with_gradient(commitment, x, pull.mul_(2 / scale))
     return LevelPass(
         codes=torch.stack(codes, dim=1),
-        inputs=inputs,
         quantized=quantized,
         commitment_loss=commitment,
         codebook_loss=alignment / scale,

@@ -12,6 +12,7 @@ from rqtoolkit.quantizers.depth_dropout import levels_in_use
 from rqtoolkit.quantizers.levels import (
     Choose,
     LevelPass,
+    Observe,
     choose_codes,
     given_codes,
     quantize_levels,
@@ -66,10 +67,11 @@ def quantize(
         done = quantize_and_update(quantizer.state, x, levels, weights, generator, in_use=in_use)
     else:
         choose = _choose(quantizer, x, levels, generator)
-        done = _run_levels(quantizer, x, choose, levels, in_use)
-        if learns:
-            done.dead = quantizer.state.update(done.inputs, done.codes, weights, generator)
-        done.inputs.clear()  # as large as x each
+        record = quantizer.state.new_record(levels, weights, generator) if learns else None
+        observe = None if record is None else record.add
+        done = _run_levels(quantizer, x, choose, levels, in_use, observe)
+        if record is not None:
+            done.dead = quantizer.state.update(record)
     if quantizer.projections is None and x.requires_grad:
         done.quantized = _ESTIMATORS[quantizer.estimator](x, done.quantized)
     return done
@@ -80,7 +82,7 @@ def greedy_codes(quantizer: "ResidualQuantizer", x: Tensor, depth: int, max_byte
     codes = torch.empty(x.shape[0], depth, dtype=torch.int64, device=x.device)
     choose = choose_codes(similarity=quantizer.similarity)
     for rows in chunk_slices(x.shape[0], 16 * x.shape[1] * x.element_size(), max_bytes):
-        codes[rows] = _run_levels(quantizer, x[rows], choose, depth, None).codes
+        codes[rows] = _run_levels(quantizer, x[rows], choose, depth).codes
     return codes
 
 
@@ -96,12 +98,18 @@ def _choose(
 
 
 def _run_levels(
-    quantizer: "ResidualQuantizer", x: Tensor, choose: Choose, depth: int, in_use: Tensor | None
+    quantizer: "ResidualQuantizer",
+    x: Tensor,
+    choose: Choose,
+    depth: int,
+    in_use: Tensor | None = None,
+    observe: Observe | None = None,
 ) -> LevelPass:
     tables = quantizer.state.levels(depth)
     options: dict[str, Any] = {
         "in_use": in_use,
         "codebook_loss": quantizer.update == "gradient",
+        "observe": observe,
     }
     if quantizer.projections is None:
         return quantize_levels(x, tables, choose, **options)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rqtoolkit.quantizers.levels import Choose, LevelPass, counted_vectors
+from rqtoolkit.quantizers.levels import Choose, LevelPass, Observe, counted_vectors
 
 __all__ = ["LevelProjections", "linear_float32", "quantize_projected_levels"]
 
@@ -57,6 +57,7 @@ def quantize_projected_levels(
     *,
     in_use: Tensor | None = None,
     codebook_loss: bool = False,
+    observe: Observe | None = None,
 ) -> LevelPass:
     """Do what `quantize_levels` does, with codewords looked for in each level's own space.
 
@@ -73,15 +74,17 @@ def quantize_projected_levels(
         estimator: Gradient estimator.
         in_use: As for `quantize_levels`.
         codebook_loss: As for `quantize_levels`.
+        observe: As for `quantize_levels`.
     """
     left, quantized = x, torch.zeros_like(x)
-    inputs, codes, errors = [], [], []
+    codes, errors = [], []
     commitment = alignment = x.new_zeros(())
     for level, table in enumerate(tables):
         share = x.new_ones(1, 1) if in_use is None else in_use[:, level, None]
         z = projections.into(left, level)
-        inputs.append(z.detach())
-        codes.append(choose(inputs[-1], table, level))
+        codes.append(choose(z.detach(), table, level))
+        if observe is not None:
+            observe(level, z.detach(), codes[-1])
         codeword = F.embedding(codes[-1], table)
         commitment = commitment + (share * (z - codeword.detach()).square()).sum()
         if codebook_loss:
@@ -94,7 +97,6 @@ def quantize_projected_levels(
     scale = vectors.sum().clamp_min(1) * tables[0].shape[1]
     return LevelPass(
         codes=torch.stack(codes, dim=1),
-        inputs=inputs,
         quantized=quantized,
         commitment_loss=commitment / scale,
         codebook_loss=alignment / scale,

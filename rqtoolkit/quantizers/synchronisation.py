@@ -4,13 +4,13 @@ Whether there are several is asked at each call, so that a module may be built b
 group is.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["broadcast_from_first", "draw_rows", "gather_rows", "sum_over_ranks"]
+__all__ = ["Draws", "broadcast_from_first", "draw_rows", "gather_rows", "sum_over_ranks"]
 
 
 def sum_over_ranks(*tensors: Tensor) -> None:
@@ -41,46 +41,57 @@ def gather_rows(x: Tensor) -> Tensor:
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Which rows of matrices were drawn for each pool, evenly and with replacement.
+
+    Args:
+        matrices: Which matrix each row is of, shape (pools, count).
+        rows: Its place there, shape (pools, count).
+        own: Whether this process holds it, shape (pools, count).
+        total: Rows that could be drawn, of all processes, scalar.
+    """
+
+    matrices: Tensor
+    rows: Tensor
+    own: Tensor
+    total: Tensor
+
+    def collect(self, into: Tensor, pool: int, matrix: int, values: Tensor) -> None:
+        """Write the rows of one matrix (N, dim) that a pool draws to their places (count, dim)."""
+        if not len(values):
+            return
+        wanted = self.own[pool] & (self.matrices[pool] == matrix)
+        into.copy_(torch.where(wanted[:, None], values[self.rows[pool]], into))
+
+
 def draw_rows(
-    pools: Sequence[Sequence[Tensor]],
-    weights: Tensor,
-    count: int,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Draw rows of weight 1, evenly and with replacement, from those of all processes.
+    weights: Tensor, pools: int, matrices: int, count: int, generator: torch.Generator | None
+) -> Draws:
+    """Draw rows of weight 1 from those of all processes.
 
     Which rows are drawn depends on the first process's chance alone, and not on how rows are
     spread over processes that hold them in the same order.
 
     Args:
-        pools: For each result, matrices (N, dim) whose rows may be drawn.
         weights: Shape (N,): 1 for rows that may be drawn, 0 for others; the same for all matrices.
-        count: Rows to draw from each pool.
-        generator: Source of chance, on the device of the rows.
-
-    Returns:
-        Shape (pools, count, dim); NaN where no process has a row of weight 1.
+        pools: Draws to make.
+        matrices: Matrices (N, dim) that each of them is from.
+        count: Rows to draw for each pool.
+        generator: Source of chance, on the device of the weights.
     """
     if not len(weights):  # none of its own to give, though others may have
-        pools = [[matrix.new_zeros(1, matrix.shape[1]) for matrix in pool] for pool in pools]
         weights = weights.new_zeros(1)
     places = weights.long().cumsum(dim=0)  # of each row among those that count, from 1
-    uniform = torch.rand(len(pools), count, generator=generator, device=weights.device)
+    uniform = torch.rand(pools, count, generator=generator, device=weights.device)
     shares, uniform = _agree(places[-1], uniform)
     first, total = shares[: _rank()].sum(), shares.sum()
-    drawn = []
-    for pool, chance in zip(pools, uniform, strict=True):
-        rows_in_all = len(pool) * total  # matrix after matrix; products may round up to this
-        ranked = torch.minimum((chance * rows_in_all).long(), (rows_in_all - 1).clamp_min(0))
-        matrix, place = ranked // total.clamp_min(1), ranked % total.clamp_min(1) - first
-        own = (place >= 0) & (place < places[-1])
-        rows = torch.searchsorted(places, place, right=True).clamp(max=len(places) - 1)
-        of_each = torch.stack([own_rows[rows] for own_rows in pool])
-        picked = of_each[matrix.clamp(max=len(pool) - 1), torch.arange(count, device=rows.device)]
-        drawn.append(torch.where(own[:, None], picked, 0))
-    result = torch.stack(drawn)
-    sum_over_ranks(result)
-    return result.masked_fill_(total == 0, torch.nan)
+    rows_in_all = matrices * total  # matrix after matrix; products may round up to this
+    ranked = torch.minimum((uniform * rows_in_all).long(), (rows_in_all - 1).clamp_min(0))
+    matrix, place = ranked // total.clamp_min(1), ranked % total.clamp_min(1) - first
+    own = (place >= 0) & (place < places[-1])
+    rows = torch.searchsorted(places, place, right=True).clamp(max=len(places) - 1)
+    return Draws(matrix.clamp(max=matrices - 1), rows, own, total)
 
 
 def _agree(own: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:

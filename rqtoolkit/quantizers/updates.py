@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rqtoolkit.functional.arguments import LARGEST_VALUE
-from rqtoolkit.quantizers.synchronisation import draw_rows, sum_over_ranks
+from rqtoolkit.quantizers.synchronisation import Draws, draw_rows, sum_over_ranks
 
-__all__ = ["batch_statistics", "dead_limit", "move_averages", "paces", "revive", "usable_rows"]
+__all__ = ["BatchRecord", "dead_limit", "move_averages", "paces", "revive", "usable_rows"]
 
 # Without a given decay, averages reach back over this many vectors for each entry of a table, but
 # over no fewer batches than 20 and no more than 100.
@@ -28,27 +28,67 @@ def usable_rows(x: Tensor) -> Tensor:
     return (x.abs() <= LARGEST_VALUE).all(dim=1)  # nor is NaN
 
 
-def batch_statistics(
-    inputs: Sequence[Tensor], codes: Tensor, weights: Tensor, like: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Count what each entry was chosen for, and add it up, over all processes.
+class BatchRecord:
+    """What a batch says of tables, noted while it passes through the levels.
 
     Args:
-        inputs: What each level quantized, shape (N, dim) each, finite where weights are 1.
-        codes: Shape (N, depth).
+        tables: Shape (T, K, dim); one table takes what all levels say.
+        levels: Levels of the pass.
         weights: Shape (N,): 1 for vectors that count, 0 for those that do not.
-        like: Tables, shape (T, K, dim); one table takes the statistics of all levels.
+        sums: Whether to add up vectors: not where an optimiser moves the tables.
+        restarts: Whether to draw vectors that entries may restart on.
+        generator: Source of those draws.
 
-    Returns:
-        Counts (T, K) and sums (T, K, dim).
+    Attributes:
+        counts: How often each entry was chosen, shape (T, K).
+        sums: Sum of what it was chosen for, shape (T, K, dim), or None.
+        pool: A vector for each entry, drawn from what its table quantized, shape (T, K, dim), NaN
+            where there was none; or None.
     """
-    counts, sums = like.new_zeros(like.shape[:2]), torch.zeros_like(like)
-    for level, rows in enumerate(inputs):
-        table = min(level, len(like) - 1)
-        counts[table].index_add_(0, codes[:, level], weights)
-        sums[table].index_add_(0, codes[:, level], torch.where(weights[:, None] > 0, rows, 0))
-    sum_over_ranks(counts, sums)
-    return counts, sums
+
+    def __init__(
+        self,
+        tables: Tensor,
+        levels: int,
+        weights: Tensor,
+        *,
+        sums: bool,
+        restarts: bool,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.levels, self.weights = levels, weights
+        self.counts = tables.new_zeros(tables.shape[:2])
+        self.sums = torch.zeros_like(tables) if sums else None
+        self.pool = torch.zeros_like(tables) if restarts else None
+        self._draws: Draws | None = None
+        if restarts:
+            own = len(tables), self.uses, tables.shape[1]
+            self._draws = draw_rows(weights, *own, generator)
+
+    @property
+    def uses(self) -> int:
+        """Levels that a table serves."""
+        return self.levels if len(self.counts) == 1 else 1
+
+    def add(self, level: int, inputs: Tensor, codes: Tensor) -> None:
+        """Note one level: what it quantized, (N, dim), finite where weights are 1, and codes (N,).
+
+        Vectors are not kept: those of all levels would take as much memory as all else.
+        """
+        table = min(level, len(self.counts) - 1)
+        self.counts[table].index_add_(0, codes, self.weights)
+        if self.sums is not None:
+            counted = torch.where(self.weights[:, None] > 0, inputs, 0)
+            self.sums[table].index_add_(0, codes, counted)
+        if self._draws is not None and self.pool is not None:
+            self._draws.collect(self.pool[table], table, level - table, inputs)
+
+    def share(self) -> None:
+        """Add up what all processes have noted."""
+        noted = (self.counts, self.sums, self.pool)
+        sum_over_ranks(*(tensor for tensor in noted if tensor is not None))
+        if self._draws is not None and self.pool is not None:
+            self.pool.masked_fill_(self._draws.total == 0, torch.nan)
 
 
 def paces(chosen: Tensor, codebook_sizes: Sequence[int], uses: int) -> Tensor:
@@ -71,13 +111,12 @@ def paces(chosen: Tensor, codebook_sizes: Sequence[int], uses: int) -> Tensor:
 
 
 def move_averages(
-    tables: Tensor | None,
+    tables: Tensor,
     counts: Tensor,
     codebook_sizes: Sequence[int],
-    batch: tuple[Tensor, Tensor],
+    record: BatchRecord,
     *,
     decay: float | None,
-    uses: int = 1,
 ) -> None:
     """Move counts, and codewords in proportion, towards one batch, in place.
 
@@ -85,26 +124,26 @@ def move_averages(
     codeword becomes (decay n e + (1 − decay) Σ x) / N.
 
     Args:
-        tables: Shape (T, K, dim); None where an optimiser moves them.
+        tables: Shape (T, K, dim); untouched where the record has no sums.
         counts: Shape (T, K).
         codebook_sizes: Entries of each table.
-        batch: Counts and sums of the batch (`batch_statistics`).
+        record: What the batch says; its sums are used up.
         decay: Of the averages; None takes `paces` for 1 − decay.
-        uses: Levels that a table serves.
 
     References:
         van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017, appendix A.1.
         https://arxiv.org/abs/1711.00937
     """
-    chosen, sums = batch
-    pace = paces(chosen, codebook_sizes, uses) if decay is None else 1 - decay
+    chosen, sums = record.counts, record.sums
+    pace = paces(chosen, codebook_sizes, record.uses) if decay is None else 1 - decay
     pace = pace * (chosen.sum() > 0)  # a batch without vectors is no evidence
     counts.lerp_(chosen, pace)
-    if tables is None:
+    if sums is None:
         return
     # Entries that nothing chose keep their place exactly; so do padding rows.
     share = pace * (chosen > 0) / counts.clamp_min(torch.finfo(torch.float32).tiny)
     tables.add_(sums.addcmul_(chosen[..., None], tables, value=-1).mul_(share[..., None]))
+    record.sums = None
 
 
 def dead_limit(counts: Tensor, threshold: float) -> Tensor:
@@ -121,11 +160,9 @@ def revive(
     tables: Tensor,
     counts: Tensor,
     codebook_sizes: Sequence[int],
-    inputs: Sequence[Tensor],
-    weights: Tensor,
+    pool: Tensor,
     *,
     threshold: float,
-    generator: torch.Generator | None,
 ) -> Tensor:
     """Put dead entries on vectors of this batch, with the count of a living entry, in place.
 
@@ -133,23 +170,19 @@ def revive(
         tables: Shape (T, K, dim).
         counts: Moving counts, shape (T, K).
         codebook_sizes: Entries of each table.
-        inputs: What each level quantized, shape (N, dim) each.
-        weights: Shape (N,): 1 for vectors that may serve, 0 for others.
+        pool: A vector for each entry (`BatchRecord.pool`).
         threshold: As for `dead_limit`.
-        generator: Source of chance.
 
     Returns:
         How many entries of each table were dead, shape (T,), int64.
     """
-    pools = [[rows] for rows in inputs] if len(tables) > 1 else [list(inputs)]
-    drawn = draw_rows(pools, weights, tables.shape[1], generator)
     found = []
     for table, size in enumerate(codebook_sizes):
-        own, pool = counts[table, :size], drawn[table, :size]
+        own, vectors = counts[table, :size], pool[table, :size]
         limit = dead_limit(own, threshold)
         dead = own < limit
         found.append(dead.sum())
-        dead = dead & pool.isfinite().all(dim=1)
-        tables[table, :size] = torch.where(dead[:, None], pool, tables[table, :size].detach())
+        dead = dead & vectors.isfinite().all(dim=1)
+        tables[table, :size] = torch.where(dead[:, None], vectors, tables[table, :size].detach())
         counts[table, :size] = torch.where(dead, _REVIVED_COUNT * limit, own)
     return torch.stack(found)
